@@ -1,0 +1,56 @@
+"""What the server does: one module per command, and the one table that lists them.
+
+- `ROUTES` is the table: doors decode to a method and parameters, the dispatcher finds the row here.
+- A handler is ``async (Context, Caller, Params) -> Result | Refusal``. It reaches the world only
+  through the Protocols in `ports`, and writes state only in `Store.write`, one transaction each.
+- `transitions` moves a container along its lifecycle; it is the only writer of ``state``.
+- The automatic ones have no row: `settle` and `outgoing` follow payments, `charge` meters, `upkeep`
+  lets things expire, `reconcile` makes the engine match, `announce` tells the world, `zap` is LNURL.
+- `domain` holds the rules, as plain Python.
+"""
+
+from handlers.balance import BalanceParams, balance, tell_balance
+from handlers.deploy import DeployParams, deploy, tell_deploy
+from handlers.help import HelpParams, help_for, tell_help
+from handlers.info import InfoParams, info
+from handlers.list import ListParams, list_containers, tell_list
+from handlers.logs import LogsParams, logs
+from handlers.ping import PingParams, ping
+from handlers.quote import QuoteParams, quote, tell_quote
+from handlers.restart import RestartParams, restart, tell_restart
+from handlers.routes import Route
+from handlers.stop import StopParams, stop, tell_stop
+from handlers.topup import TopupParams, tell_topup, topup
+from handlers.withdraw import WithdrawParams, tell_withdraw, withdraw
+
+_ROUTES: list[Route] = []
+
+_ROUTES += [
+    Route("ping", PingParams, ping, "Is anybody there?", '"pong"', str),
+    Route("help", HelpParams, help_for(_ROUTES), "The commands, or one of them in full.", "commands", tell_help),
+    Route("quote", QuoteParams, quote, "What an image would cost and get.",
+          "quote_id, image (pinned), units, price_sat, interval_s, limits, signers, units_free, …", tell_quote),
+    Route("deploy", DeployParams, deploy, "Reserve a place for an image; it starts when the invoice is paid.",
+          "pubkey, npub, invoice (as NIP-47's make_invoice)", tell_deploy, aliases=("launch",)),
+    Route("topup", TopupParams, topup, "An invoice that feeds a container's balance; anybody may pay.",
+          "pubkey, invoice", tell_topup),
+    Route("balance", BalanceParams, balance, "What is left and how long it lasts.",
+          "state, balance_msat, balance_sat, lasts_s, withdrawable_sat", tell_balance),
+    Route("withdraw", WithdrawParams, withdraw, "Pay the balance out to an invoice.",
+          "payment_id, payment_hash, amount_sat, state (settled, unknown), preimage", tell_withdraw,
+          public=False, admin_only=True),
+    Route("list", ListParams, list_containers, "Your containers.", "containers", tell_list, public=False),
+    Route("info", InfoParams, info, "All about one container.",
+          "state, detail, reason, image, units, endpoints, balance_msat, …", str, public=False, admin_only=True),
+    Route("logs", LogsParams, logs, "The last lines that a container wrote.", "logs, truncated", str,
+          public=False, admin_only=True),
+    Route("restart", RestartParams, restart, "Start a container anew; volumes are kept.",
+          "state, generation", tell_restart, admin_only=True),
+    Route("stop", StopParams, stop, "Delete a container and its volumes; the balance stays yours.",
+          "state, balance_sat, confirm", tell_stop, admin_only=True),
+]  # fmt: skip
+
+ROUTES: tuple[Route, ...] = tuple(_ROUTES)
+BY_NAME: dict[str, Route] = {
+    name: route for route in ROUTES for name in (route.method, *route.aliases)
+}

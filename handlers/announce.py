@@ -1,0 +1,117 @@
+"""What we tell the world: the instance, and each container whose facts changed or grew old."""
+
+from dataclasses import replace
+
+from handlers.context import Context
+from handlers.domain.ledger import container_account
+from handlers.domain.lifecycle import State, wire_state
+from handlers.domain.pricing import sat_floor
+from handlers.info import endpoints
+from handlers.ports import Tx
+from handlers.records import Container
+from nips import kinds
+from nips.event import Event
+from nips.nec import (
+    ContainerFacts,
+    InstanceFacts,
+    build_announcement,
+    build_container,
+    build_deletion,
+    build_profile,
+)
+from nips.nip19 import npub
+from nips.nip65 import build_dm_relay_list, build_relay_list
+
+
+async def instance_events(ctx: Context) -> list[Event]:
+    """13793, kind 0, 10002 and 10050 of the instance, as things are now."""
+    held = await ctx.store.read(lambda tx: tx.held_units())
+    now, places, policy = ctx.clock.now(), ctx.places, ctx.policy
+    free = max(0, policy.capacity.total_units - held)
+    facts = InstanceFacts(
+        name=places.name,
+        about=places.about,
+        version=places.version,
+        repo=places.repo,
+        relay_urls=places.relay_urls,
+        open_for_new=free > 0,
+        price_msat=policy.tariff.price_msat,
+        interval_s=policy.tariff.interval_s,
+        units_free=free,
+        units_total=policy.capacity.total_units,
+    )
+    return [
+        build_announcement(ctx.key, facts, now),
+        build_profile(ctx.key, name=places.name, about=places.about, lud16=None, now=now),
+        build_relay_list(ctx.key, places.relay_urls, now),
+        build_dm_relay_list(ctx.key, places.relay_urls, now),
+    ]
+
+
+async def queue_container_events(ctx: Context) -> int:
+    """Queue announcements of containers that changed, or were told long ago; how many."""
+    queued = await ctx.store.write(lambda tx: _queue_all(tx, ctx))
+    if queued:
+        ctx.wake.outbox()
+    return queued
+
+
+def _queue_all(tx: Tx, ctx: Context) -> int:
+    now = ctx.clock.now()
+    count = 0
+    for row in tx.containers():
+        old = (
+            row.state is not State.STOPPED
+            and now - row.announced_at >= ctx.policy.announce_every_s
+        )
+        if row.dirty or old:
+            _queue(tx, ctx, row, now)
+            count += 1
+    return count
+
+
+def _queue(tx: Tx, ctx: Context, row: Container, now: int) -> None:
+    relays = ctx.places.relay_urls
+    if row.announced_id is not None:
+        # 63797 is outside NIP-01's replaceable ranges: what we replace, we delete (NIP-09).
+        tx.enqueue(
+            build_deletion(row.key, [(row.announced_id, kinds.CONTAINER)], now), relays, now
+        )
+    if row.state is State.STOPPED:
+        tx.save_container(replace(row, dirty=False, announced_id=None, announced_at=now))
+        return
+    event = build_container(row.key, _facts(tx, ctx, row), now)
+    if row.announced_id is None:
+        tx.enqueue(_profile(ctx, row, now), relays, now)
+    tx.enqueue(event, relays, now)
+    tx.save_container(replace(row, dirty=False, announced_id=event.id, announced_at=now))
+
+
+def _facts(tx: Tx, ctx: Context, row: Container) -> ContainerFacts:
+    running = row.state is State.DEPLOYED
+    return ContainerFacts(
+        instance=ctx.key.pubkey,
+        admin=row.admin,
+        state=wire_state(row.state),
+        balance_sat=sat_floor(tx.balance(container_account(row.pubkey))),
+        image=row.image,
+        units=row.units,
+        endpoints=endpoints(ctx, row) if running else (),
+        reason=row.reason,
+    )
+
+
+def _profile(ctx: Context, row: Container, now: int) -> Event:
+    return build_profile(
+        row.key,
+        name=row.name,
+        about=f"A container on nostr:{npub(ctx.key.pubkey)}. Zap it to keep it running.",
+        lud16=lightning_address(ctx, row.pubkey),
+        now=now,
+    )
+
+
+def lightning_address(ctx: Context, pubkey: str) -> str | None:
+    """Our own LNURL endpoint where we have one, else the wallet's."""
+    host = ctx.places.lud16_host or ctx.wallet.zap_address_host
+    return f"{npub(pubkey)}@{host}" if host else None

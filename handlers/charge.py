@@ -1,0 +1,88 @@
+"""Metering: every tick, charge what ran, warn when little is left, pause what cannot pay."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from handlers.context import Context
+from handlers.domain.ledger import charge, container_account
+from handlers.domain.lifecycle import Happening, State
+from handlers.domain.meter import Account, Due, Next, Run, due
+from handlers.ports import Tx
+from handlers.records import Container
+from handlers.transitions import advance, tell_admin
+
+
+async def tick(ctx: Context) -> None:
+    """One look at every container that runs; writes only what is due."""
+    runs = ctx.engine.runs()
+    if not runs:
+        return
+    now_ms = ctx.clock.boot_ms()
+    if await ctx.store.read(lambda tx: _anything_due(tx, ctx, runs, now_ms)):
+        paused = await ctx.store.write(lambda tx: _charge_all(tx, ctx, runs, now_ms))
+        ctx.wake.outbox()
+        if paused:
+            ctx.wake.reconcile()
+            ctx.wake.announce()
+
+
+def charge_now(tx: Tx, ctx: Context, row: Container, run: Run | None) -> None:
+    """Charge a container up to this moment, before it is stopped on purpose."""
+    if run is None:
+        return
+    now_ms = ctx.clock.boot_ms()
+    every = replace(ctx.policy.rhythm, charge_every_ms=0)
+    found = due(_account(tx, row), run, now_ms, every)
+    if found is not None:
+        _write(tx, ctx, row, found)
+
+
+def _anything_due(tx: Tx, ctx: Context, runs: Mapping[str, Run], now_ms: int) -> bool:
+    return any(True for _ in _all_due(tx, ctx, runs, now_ms))
+
+
+def _charge_all(tx: Tx, ctx: Context, runs: Mapping[str, Run], now_ms: int) -> int:
+    paused = 0
+    # A list: charging changes the rows that are being looked at.
+    for row, found in list(_all_due(tx, ctx, runs, now_ms)):
+        _write(tx, ctx, row, found)
+        paused += found.then is Next.PAUSE
+    return paused
+
+
+def _all_due(
+    tx: Tx, ctx: Context, runs: Mapping[str, Run], now_ms: int
+) -> "list[tuple[Container, Due]]":
+    pairs = []
+    for row in tx.containers([State.DEPLOYED]):
+        run = runs.get(row.pubkey)
+        found = due(_account(tx, row), run, now_ms, ctx.policy.rhythm) if run is not None else None
+        if found is not None:
+            pairs.append((row, found))
+    return pairs
+
+
+def _account(tx: Tx, row: Container) -> Account:
+    return Account(
+        units=row.units,
+        tariff=row.tariff,
+        balance_msat=tx.balance(container_account(row.pubkey)),
+        meter=tx.meter(row.pubkey),
+        low_noticed=row.low_noticed,
+    )
+
+
+def _write(tx: Tx, ctx: Context, row: Container, found: Due) -> None:
+    now = ctx.clock.now()
+    meter = found.meter
+    entry = charge(row.pubkey, meter.boot_id, meter.start_tick, found.from_ms, found.amount_msat)
+    if found.amount_msat and not tx.post(entry, now):
+        return
+    tx.save_meter(row.pubkey, meter)
+    warn = found.then is not Next.GO_ON and not row.low_noticed
+    row = replace(row, proven=True, low_noticed=row.low_noticed or warn)
+    tx.save_container(row)
+    if found.then is Next.WARN:
+        tell_admin(tx, ctx, row, "has little balance left; top it up to keep it running.", now)
+    elif found.then is Next.PAUSE:
+        advance(tx, ctx, row, Happening.BALANCE_OUT, now)

@@ -1,0 +1,92 @@
+"""What every handler is given: who we are, our ports to the world, and the policy."""
+
+from dataclasses import dataclass, field
+
+from handlers.domain.capacity import Capacity
+from handlers.domain.limits import UnitSize
+from handlers.domain.meter import Rhythm
+from handlers.domain.ports_pool import PortRange
+from handlers.domain.pricing import Tariff
+from handlers.ports import Clock, Engine, Registry, Store, Wake, Wallet
+from nips.keys import SecretKey
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The operator's choices. All of them have defaults that are safe for strangers' money."""
+
+    tariff: Tariff = Tariff()
+    capacity: Capacity = Capacity()
+    unit_size: UnitSize = UnitSize()
+    rhythm: Rhythm = Rhythm()
+    ports: PortRange = PortRange()
+    quote_valid_s: int = 600
+    invoice_valid_s: int = 600
+    # Late payments are looked for this long after an invoice expired.
+    late_payment_s: int = 24 * 3600
+    # A balance must cover this much running before a paused container runs again.
+    resume_ms: int = 60_000
+    # A paused container keeps its place this long, its data that long.
+    grace_s: int = 3_600
+    retention_s: int = 14 * 24 * 3600
+    # A stop must be confirmed within this time.
+    confirm_stop_s: int = 600
+    restart_every_s: int = 60
+    # A start that keeps failing for reasons of the moment is given up after this.
+    start_deadline_s: int = 600
+    max_open_invoices: int = 20
+    min_topup_msat: int = 1_000
+    max_topup_msat: int = 10_000_000_000
+    # The most that an outgoing payment's routing may cost: a share plus a floor.
+    fee_reserve_ppm: int = 10_000
+    fee_reserve_min_msat: int = 2_000
+    # How long a wallet may take up a payment request before it must ignore it.
+    pay_valid_s: int = 60
+    # Revenue is swept out of containers' wallets in amounts of at least this.
+    sweep_msat: int = 100_000
+    announce_every_s: int = 600
+
+    def fee_reserve(self, amount_msat: int) -> int:
+        """What to hold back for routing fees."""
+        return self.fee_reserve_min_msat + amount_msat * self.fee_reserve_ppm // 1_000_000
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where we can be reached. ``app_host`` is the address under which published ports open."""
+
+    name: str
+    about: str
+    repo: str
+    version: str
+    relay_urls: tuple[str, ...]
+    public_url: str | None
+    app_host: str
+
+    @property
+    def lud16_host(self) -> str | None:
+        """The host part of our own lightning addresses."""
+        return self.public_url.partition("://")[2].rstrip("/") if self.public_url else None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Handlers see the world only through this."""
+
+    key: SecretKey = field(repr=False)
+    store: Store
+    wallet: Wallet
+    engine: Engine
+    registry: Registry
+    clock: Clock
+    wake: Wake
+    policy: Policy
+    places: Places
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. ``public``: the request and its answer can be read by everybody."""
+
+    pubkey: str
+    public: bool

@@ -1,0 +1,61 @@
+"""Asks the wallet for an invoice that feeds a container's balance, and shows it as NIP-47 does."""
+
+from typing import Any
+
+from handlers.context import Context
+from handlers.errors import Refusal, unavailable
+from handlers.ports import InvoiceWanted, Minted, Tx, WalletProblem
+from handlers.records import InvoiceRecord
+from nips.keys import SecretKey
+
+
+async def mint(
+    ctx: Context,
+    owner: SecretKey,
+    amount_msat: int,
+    description: str,
+    description_hash: str | None = None,
+) -> Minted | Refusal:
+    """An invoice that nobody has been told of yet; it counts only once it is recorded."""
+    wanted = InvoiceWanted(
+        owner, amount_msat, description, description_hash, ctx.policy.invoice_valid_s
+    )
+    minted = await ctx.wallet.make_invoice(wanted)
+    return unavailable(minted.value) if isinstance(minted, WalletProblem) else minted
+
+
+def record(
+    tx: Tx, minted: Minted, container: str, now: int, zap_request: str | None = None
+) -> None:
+    """Remember the invoice, so that its payment is looked for and credited."""
+    tx.add_invoice(
+        InvoiceRecord(
+            payment_hash=minted.payment_hash,
+            container=container,
+            bolt11=minted.bolt11,
+            amount_msat=minted.amount_msat,
+            created_at=minted.created_at,
+            expires_at=minted.expires_at,
+            wallet=minted.wallet,
+            next_look_at=now,
+            zap_request=zap_request,
+        )
+    )
+
+
+def too_many_open(tx: Tx, ctx: Context, container: str, now: int) -> bool:
+    """Anybody may ask for invoices, so there must be an end to it."""
+    return len(tx.open_invoices_of(container, now)) >= ctx.policy.max_open_invoices
+
+
+def invoice_result(minted: Minted, description: str) -> dict[str, Any]:
+    """The shape of NIP-47's ``make_invoice`` result."""
+    return {
+        "type": "incoming",
+        "invoice": minted.bolt11,
+        "description": description,
+        "payment_hash": minted.payment_hash,
+        "amount": minted.amount_msat,
+        "created_at": minted.created_at,
+        "expires_at": minted.expires_at,
+    }

@@ -1,0 +1,48 @@
+"""``list``: the caller's containers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from handlers.context import Caller, Context
+from handlers.domain.ledger import container_account
+from handlers.domain.lifecycle import State, wire_state
+from handlers.domain.pricing import sat_floor
+from handlers.ports import Tx
+
+MAX_LISTED = 100
+
+
+@dataclass(frozen=True)
+class ListParams:
+    """Nothing."""
+
+
+async def list_containers(ctx: Context, caller: Caller, params: ListParams) -> dict[str, Any]:
+    """The newest first. A stopped one is listed as long as it has a balance to withdraw."""
+    return await ctx.store.read(lambda tx: {"containers": _rows(tx, caller)})
+
+
+def _rows(tx: Tx, caller: Caller) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = []
+    for row in tx.containers_of(caller.pubkey):
+        balance_sat = sat_floor(tx.balance(container_account(row.pubkey)))
+        if row.state is State.STOPPED and balance_sat == 0:
+            continue
+        listed.append(
+            {
+                "pubkey": row.pubkey,
+                "name": row.name,
+                "state": wire_state(row.state),
+                "detail": row.state.value,
+                "image": row.image,
+                "units": row.units,
+                "balance_sat": balance_sat,
+            }
+        )
+    return listed[:MAX_LISTED]
+
+
+def tell_list(result: dict[str, Any]) -> str:
+    """One line per container."""
+    lines = [f"{c['name']}: {c['detail']}, {c['balance_sat']} sat" for c in result["containers"]]
+    return "\n".join(lines) or "You have no containers here."

@@ -1,0 +1,25 @@
+"""Who may do what to which container. Authorise before acting."""
+
+from handlers.context import Caller
+from handlers.domain.lifecycle import State
+from handlers.errors import Refusal, not_found, restricted
+from handlers.ports import Tx
+from handlers.records import Container
+
+
+def owned(tx: Tx, caller: Caller, pubkey: str) -> Container | Refusal:
+    """The container, if the caller is its admin."""
+    row = tx.container(pubkey)
+    if row is None:
+        return not_found("there is no such container here")
+    if row.admin != caller.pubkey:
+        return restricted("only the container's admin may do that")
+    return row
+
+
+def payable(tx: Tx, pubkey: str) -> Container | Refusal:
+    """The container, if it still takes payments."""
+    row = tx.container(pubkey)
+    if row is None or row.state is State.STOPPED:
+        return not_found("there is no such container here")
+    return row

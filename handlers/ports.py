@@ -1,0 +1,235 @@
+"""What the handlers need of the world, as Protocols. Adapters in ``bot/adapters`` fulfil them.
+
+Refusals and uncertainty are values here: a wallet that does not answer is `PayStatus.UNKNOWN`, an
+image that cannot be run is `CannotStart`. What raises is a fault of ours.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol, TypeVar
+
+from handlers.domain.image import ImageRef
+from handlers.domain.ledger import Entry
+from handlers.domain.lifecycle import State
+from handlers.domain.limits import Limits
+from handlers.domain.meter import Meter, Run
+from handlers.domain.plan import Found
+from handlers.domain.quote import Quote
+from handlers.records import Container, InvoiceRecord, OutboxItem, Outgoing, PublishedPort
+from nips.event import Event
+from nips.keys import SecretKey
+
+T = TypeVar("T")
+
+
+class Tx(Protocol):
+    """One transaction on the store: synchronous, all or nothing, nobody else writes meanwhile."""
+
+    def container(self, pubkey: str) -> Container | None: ...
+    def containers(self, states: Sequence[State] | None = None) -> list[Container]: ...
+    def containers_of(self, admin: str) -> list[Container]: ...
+    def add_container(self, container: Container) -> None: ...
+    def save_container(self, container: Container) -> None: ...
+    def held_units(self) -> int: ...
+    def waiting_of(self, admin: str) -> int: ...
+    def taken_ports(self) -> set[int]: ...
+    def drop_ports(self, pubkey: str) -> None: ...
+
+    def quote(self, quote_id: str) -> Quote | None: ...
+    def add_quote(self, quote: Quote, now: int) -> None: ...
+
+    def invoice(self, payment_hash: str) -> InvoiceRecord | None: ...
+    def add_invoice(self, invoice: InvoiceRecord) -> None: ...
+    def save_invoice(self, invoice: InvoiceRecord) -> None: ...
+    def invoices_to_look_at(self, now: int, limit: int) -> list[InvoiceRecord]: ...
+    def open_invoices_of(self, container: str, now: int) -> list[InvoiceRecord]: ...
+
+    def outgoing(self, payment_id: str) -> Outgoing | None: ...
+    def outgoing_with_hash(self, payment_hash: str) -> list[Outgoing]: ...
+    def add_outgoing(self, outgoing: Outgoing) -> None: ...
+    def save_outgoing(self, outgoing: Outgoing) -> None: ...
+    def unknown_outgoing(self) -> list[Outgoing]: ...
+
+    def post(self, entry: Entry, at: int) -> bool:
+        """Write a ledger entry; False when its key exists already. Raises on a negative balance."""
+        ...
+
+    def balance(self, account: str) -> int: ...
+
+    def meter(self, pubkey: str) -> Meter | None: ...
+    def save_meter(self, pubkey: str, meter: Meter) -> None: ...
+
+    def enqueue(self, event: Event, relay_urls: Sequence[str], at: int) -> None:
+        """Have an event published, whatever happens: it is written with the state that it tells of."""
+        ...
+
+    def outbox(self, now: int, limit: int) -> list[OutboxItem]: ...
+    def outbox_sent(self, item_id: int) -> None: ...
+    def outbox_later(self, item_id: int, next_at: int) -> None: ...
+
+
+class Store(Protocol):
+    """Durable state. When `write` returns, what it wrote survives a crash."""
+
+    async def read(self, work: Callable[[Tx], T]) -> T: ...
+    async def write(self, work: Callable[[Tx], T]) -> T: ...
+
+
+class WalletProblem(Enum):
+    """Why there is no invoice."""
+
+    UNAVAILABLE = "the wallet does not answer; retry later"
+    REFUSED = "the wallet refuses; retry later"
+    LYING = "the wallet answered with another invoice than was asked for"
+
+
+@dataclass(frozen=True)
+class InvoiceWanted:
+    """What to ask the wallet for. ``owner`` is the container whose balance it feeds."""
+
+    owner: SecretKey = field(repr=False)
+    amount_msat: int
+    description: str
+    description_hash: str | None
+    expiry_s: int
+
+
+@dataclass(frozen=True)
+class Minted:
+    """An invoice that was checked against what was asked for."""
+
+    bolt11: str
+    payment_hash: str
+    amount_msat: int
+    created_at: int
+    expires_at: int
+    wallet: str  # the ledger's account that will hold the money
+
+
+class IncomingState(Enum):
+    """What the wallet says of an invoice. UNKNOWN: no answer, or one that contradicts itself."""
+
+    SETTLED = "settled"
+    NOT_YET = "not yet"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """The state of an invoice; amount and times only mean something when SETTLED."""
+
+    payment_hash: str
+    state: IncomingState
+    amount_msat: int = 0
+    preimage: str | None = None
+    settled_at: int = 0
+    bolt11: str = ""
+
+
+class PayStatus(Enum):
+    """NOT_FOUND: the wallet has never seen it. Only SETTLED and FAILED are final."""
+
+    SETTLED = "settled"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    NOT_FOUND = "not found"
+
+
+@dataclass(frozen=True)
+class PayResult:
+    """What became of an outgoing payment."""
+
+    status: PayStatus
+    fees_msat: int = 0
+    preimage: str | None = None
+    reason: str = ""
+
+
+class Wallet(Protocol):
+    """Lightning. ``owner`` None means our own wallet, else a container's (when `per_container`)."""
+
+    @property
+    def per_container(self) -> bool: ...
+    @property
+    def zap_address_host(self) -> str | None: ...
+    async def make_invoice(self, wanted: InvoiceWanted) -> Minted | WalletProblem: ...
+    async def make_own_invoice(self, amount_msat: int, memo: str) -> Minted | WalletProblem: ...
+    async def look_up(self, payment_hash: str, owner: SecretKey | None) -> Incoming: ...
+    async def received(self, owner: SecretKey, since: int) -> list[Incoming]: ...
+    async def pay(self, bolt11: str, amount_msat: int, owner: SecretKey | None) -> PayResult: ...
+    async def look_up_payment(self, payment_hash: str, owner: SecretKey | None) -> PayResult: ...
+
+
+@dataclass(frozen=True)
+class ResolvedImage:
+    """What a registry says of an image for linux/amd64. ``digest`` is its manifest's."""
+
+    ref: ImageRef
+    digest: str
+    compressed_bytes: int
+    labels: Mapping[str, str]
+    ports: tuple[str, ...]
+    volumes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImageProblem:
+    """Why an image cannot be resolved. ``permanent``: asking again will not help."""
+
+    text: str
+    permanent: bool
+
+
+class Registry(Protocol):
+    """Any OCI registry."""
+
+    async def resolve(self, ref: ImageRef) -> ResolvedImage | ImageProblem: ...
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """All that the engine needs to run one container."""
+
+    pubkey: str
+    image: str
+    generation: int
+    limits: Limits
+    env: Mapping[str, str] = field(repr=False)
+    volumes: tuple[str, ...]
+    ports: tuple[PublishedPort, ...]
+
+
+@dataclass(frozen=True)
+class CannotStart:
+    """Why a container does not run. ``permanent``: the image's fault, not the moment's."""
+
+    reason: str
+    permanent: bool
+
+
+class Engine(Protocol):
+    """Docker, or whatever runs containers. Every method may be called twice, or after a crash."""
+
+    async def found(self) -> dict[str, Found]: ...
+    async def start(self, spec: ContainerSpec) -> CannotStart | None: ...
+    async def halt(self, pubkey: str) -> None: ...
+    async def remove(self, pubkey: str, *, keep_volumes: bool) -> None: ...
+    async def logs(self, pubkey: str, lines: int) -> str: ...
+    async def exit_reason(self, pubkey: str) -> str: ...
+    def runs(self) -> dict[str, Run]: ...
+
+
+class Clock(Protocol):
+    """Unix seconds, and milliseconds of boot time that no wall-clock step moves."""
+
+    def now(self) -> int: ...
+    def boot_ms(self) -> int: ...
+
+
+class Wake(Protocol):
+    """Nudges for the loops that would otherwise look again only at their next turn."""
+
+    def reconcile(self) -> None: ...
+    def announce(self) -> None: ...
+    def outbox(self) -> None: ...

@@ -1,0 +1,111 @@
+"""The rows that the store keeps, as frozen values. A change is a new value that is saved."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from handlers.domain.lifecycle import State
+from handlers.domain.pricing import Tariff
+from nips.keys import SecretKey
+
+
+@dataclass(frozen=True)
+class PublishedPort:
+    """``host_port`` of this machine leads to ``container_port``, such as ``80/tcp``."""
+
+    host_port: int
+    container_port: str
+
+
+@dataclass(frozen=True)
+class Container:
+    """One deployed container. ``env`` may hold secrets, so it is never shown by ``repr``."""
+
+    key: SecretKey = field(repr=False)
+    admin: str
+    name: str
+    asked_for: str  # the image reference as the admin wrote it
+    image: str  # pinned: host/name@sha256:…
+    units: int
+    tariff: Tariff
+    state: State
+    state_since: int  # Unix time of the last change of state
+    created_at: int
+    reason: str | None = None  # why it failed, for its admin
+    generation: int = 1  # raised by restart; the engine's container carries it as a label
+    proven: bool = False  # this run stayed up long enough to be charged
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    volumes: tuple[str, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+    upgrade: str = ""
+    stop_asked_at: int | None = None
+    restarted_at: int = 0
+    low_noticed: bool = False
+    wallet: str = "wallet:main"  # where its money is, in the ledger's words
+    announced_id: str | None = None
+    announced_at: int = 0
+    dirty: bool = True  # the announcement no longer tells the truth
+
+    @property
+    def pubkey(self) -> str:
+        """The container's name everywhere: hex."""
+        return self.key.pubkey
+
+
+class InvoiceState(Enum):
+    """OPEN until the wallet says settled; CLOSED when nobody looks any more."""
+
+    OPEN = "open"
+    SETTLED = "settled"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class InvoiceRecord:
+    """An invoice of ours, and for whom its payment counts."""
+
+    payment_hash: str
+    container: str
+    bolt11: str
+    amount_msat: int
+    created_at: int
+    expires_at: int
+    wallet: str
+    state: InvoiceState = InvoiceState.OPEN
+    next_look_at: int = 0
+    zap_request: str | None = None
+
+
+class OutgoingState(Enum):
+    """A payment is UNKNOWN from the moment it is written down until the wallet's word is final."""
+
+    UNKNOWN = "unknown"
+    SETTLED = "settled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A payment of ours. ``source`` is the ledger account it is taken from."""
+
+    payment_id: str
+    payment_hash: str
+    bolt11: str
+    source: str
+    wallet: str
+    amount_msat: int
+    fee_reserve_msat: int
+    created_at: int
+    valid_until: int  # after this the wallet must ignore the request if it has not seen it
+    state: OutgoingState = OutgoingState.UNKNOWN
+    to_wallet: str | None = None  # set for a sweep between wallets of ours
+
+
+@dataclass(frozen=True)
+class OutboxItem:
+    """A signed event that must reach at least one relay."""
+
+    item_id: int
+    event_json: str
+    relay_urls: tuple[str, ...]
+    created_at: int
+    attempts: int

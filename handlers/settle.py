@@ -1,0 +1,146 @@
+"""Incoming money: look at invoices, credit each settled one once, start what is paid for.
+
+A notification is only a hint to look, and so is a zap receipt: the wallet's answer to our own
+question is what counts. Every credit is keyed by its payment hash, so a second one changes nothing.
+"""
+
+from dataclasses import replace
+
+from handlers.context import Context
+from handlers.domain.capacity import NoCapacity
+from handlers.domain.ledger import container_account, payment
+from handlers.domain.lifecycle import Happening, State, next_state
+from handlers.ports import Incoming, IncomingState, Tx
+from handlers.records import Container, InvoiceRecord, InvoiceState
+from handlers.transitions import advance, is_covered, tell_admin
+from nips.event import parse_event_json_untrusted
+from nips.nip57 import ZapRequest, build_zap_receipt
+
+BATCH = 50
+# (age of the invoice in seconds, seconds until the next look): quick at first, then patient.
+PATIENCE = ((60, 2), (600, 10), (3_600, 60))
+LAST_PATIENCE_S = 600
+
+
+async def look_at_open_invoices(ctx: Context) -> int:
+    """Ask the wallet about every invoice that is due; how many were looked at."""
+    now = ctx.clock.now()
+    due = await ctx.store.read(lambda tx: tx.invoices_to_look_at(now, BATCH))
+    for invoice in due:
+        await look_at(ctx, invoice.payment_hash)
+    return len(due)
+
+
+async def look_at(ctx: Context, payment_hash: str) -> None:
+    """Ask the wallet about one invoice and book what it says. For a hash that is not ours: nothing."""
+    invoice = await ctx.store.read(lambda tx: tx.invoice(payment_hash))
+    if invoice is None or invoice.state is InvoiceState.SETTLED:
+        return
+    row = await ctx.store.read(lambda tx: tx.container(invoice.container))
+    owner = row.key if row is not None and ctx.wallet.per_container else None
+    incoming = await ctx.wallet.look_up(payment_hash, owner)
+    await ctx.store.write(lambda tx: book(tx, ctx, payment_hash, incoming))
+    if incoming.state is IncomingState.SETTLED:
+        _wake_all(ctx)
+
+
+async def look_at_wallet_of(ctx: Context, container: str) -> None:
+    """Per-container wallets receive money that we made no invoice for: credit that as well."""
+    row = await ctx.store.read(lambda tx: tx.container(container))
+    if row is None or not ctx.wallet.per_container:
+        return
+    for incoming in await ctx.wallet.received(row.key, row.created_at):
+        known = await ctx.store.read(lambda tx, i=incoming: tx.invoice(i.payment_hash))  # type: ignore[misc]
+        if known is not None:
+            await look_at(ctx, incoming.payment_hash)
+        else:
+            await ctx.store.write(lambda tx, i=incoming: _book_direct(tx, ctx, row, i))  # type: ignore[misc]
+            _wake_all(ctx)
+
+
+def book(tx: Tx, ctx: Context, payment_hash: str, incoming: Incoming) -> None:
+    """Write down what the wallet said of an invoice of ours."""
+    invoice = tx.invoice(payment_hash)
+    if invoice is None or invoice.state is InvoiceState.SETTLED:
+        return
+    now = ctx.clock.now()
+    if incoming.state is IncomingState.SETTLED:
+        tx.save_invoice(replace(invoice, state=InvoiceState.SETTLED))
+        _credit(tx, ctx, invoice, now)
+        _queue_receipt(tx, ctx, invoice, incoming, now)
+        return
+    over = now > invoice.expires_at + ctx.policy.late_payment_s
+    gone = over and incoming.state is IncomingState.NOT_YET
+    state = InvoiceState.CLOSED if gone else InvoiceState.OPEN
+    tx.save_invoice(
+        replace(invoice, state=state, next_look_at=now + _patience(now - invoice.created_at))
+    )
+
+
+def _credit(tx: Tx, ctx: Context, invoice: InvoiceRecord, now: int) -> None:
+    # The invoice's own amount is credited: a wallet may claim any other.
+    entry = payment(invoice.payment_hash, invoice.container, invoice.wallet, invoice.amount_msat)
+    if tx.post(entry, now):
+        _paid(tx, ctx, invoice.container, now)
+
+
+def _book_direct(tx: Tx, ctx: Context, row: Container, incoming: Incoming) -> None:
+    entry = payment(incoming.payment_hash, row.pubkey, row.wallet, incoming.amount_msat)
+    now = ctx.clock.now()
+    if tx.post(entry, now):
+        _paid(tx, ctx, row.pubkey, now)
+
+
+def _paid(tx: Tx, ctx: Context, pubkey: str, now: int) -> None:
+    row = tx.container(pubkey)
+    if row is None:
+        return
+    row = replace(row, low_noticed=False, dirty=True)
+    tx.save_container(row)
+    if not is_covered(ctx.policy, row, tx.balance(container_account(pubkey))):
+        return
+    moved = advance(tx, ctx, row, Happening.PAID, now)
+    if isinstance(moved, NoCapacity):
+        tell_admin(
+            tx,
+            ctx,
+            row,
+            "was paid, but there is no free place now: restart it later, or withdraw.",
+            now,
+        )
+    elif (
+        moved is None
+        and next_state(row.state, Happening.PAID) is None
+        and row.state is not State.DEPLOYED
+    ):
+        tell_admin(
+            tx, ctx, row, f"was paid while {row.state.value}: the money is yours to withdraw.", now
+        )
+
+
+def _queue_receipt(
+    tx: Tx, ctx: Context, invoice: InvoiceRecord, incoming: Incoming, now: int
+) -> None:
+    if invoice.zap_request is None:
+        return
+    event = parse_event_json_untrusted(invoice.zap_request)
+    relays = next((t[1:] for t in event.tags if t[0] == "relays"), ())
+    receipt = build_zap_receipt(
+        ctx.key,
+        ZapRequest(event, invoice.zap_request, relays),
+        bolt11=invoice.bolt11,
+        preimage=incoming.preimage,
+        paid_at=incoming.settled_at or now,
+    )
+    # The zapper names relays; ours carry it too, where the container's followers look.
+    tx.enqueue(receipt, tuple(dict.fromkeys([*relays[:5], *ctx.places.relay_urls])), now)
+
+
+def _patience(age_s: int) -> int:
+    return next((wait_s for limit_s, wait_s in PATIENCE if age_s < limit_s), LAST_PATIENCE_S)
+
+
+def _wake_all(ctx: Context) -> None:
+    ctx.wake.reconcile()
+    ctx.wake.announce()
+    ctx.wake.outbox()

@@ -1,0 +1,76 @@
+"""Moves a container along its lifecycle, inside the caller's transaction, and tells its admin.
+
+The only writer of ``state``: it looks up the table, reserves capacity where the step needs it, and
+queues the notice in the same transaction, so that no crash can separate them.
+"""
+
+from dataclasses import replace
+
+from handlers.context import Context, Policy
+from handlers.domain.capacity import NoCapacity, reserve
+from handlers.domain.ledger import container_account
+from handlers.domain.lifecycle import Happening, State, needs_capacity, next_state
+from handlers.domain.pricing import sat_floor
+from handlers.ports import Tx
+from handlers.records import Container
+from nips.nip17 import wrap_message
+from nips.nip19 import npub
+
+
+def advance(
+    tx: Tx, ctx: Context, row: Container, happening: Happening, now: int, reason: str | None = None
+) -> Container | NoCapacity | None:
+    """The saved row in its new state; None when nothing changes; `NoCapacity` when there is no room."""
+    state = next_state(row.state, happening)
+    if state is None:
+        return None
+    if needs_capacity(row.state, state):
+        refusal = reserve(
+            ctx.policy.capacity,
+            held_units=tx.held_units(),
+            waiting_of_caller=0,
+            units=row.units,
+        )
+        if refusal is not None:
+            return refusal
+    moved = replace(
+        row,
+        state=state,
+        state_since=now,
+        reason=reason,
+        dirty=True,
+        # A new start is a new run that must prove itself again.
+        proven=row.proven and state is row.state and happening is not Happening.RESTART_ASKED,
+        generation=row.generation + (happening is Happening.RESTART_ASKED),
+        stop_asked_at=None,
+    )
+    tx.save_container(moved)
+    if state is State.STOPPED:
+        tx.drop_ports(row.pubkey)
+    text = _NOTICES.get(happening)
+    if text is not None:
+        tell_admin(tx, ctx, moved, text, now)
+    return moved
+
+
+_NOTICES = {
+    Happening.BALANCE_OUT: "is paused: its balance is used up. Top it up and it runs again; its data is kept.",
+    Happening.CANNOT_RUN: "cannot be run, and nothing was charged for that.",
+    Happening.GRACE_OVER: "has been paused for long: its place was given back, its data is still kept.",
+    Happening.RETENTION_OVER: "was deleted with its data after its time was over.",
+}
+
+
+def tell_admin(tx: Tx, ctx: Context, row: Container, text: str, now: int) -> None:
+    """Queue a private message (NIP-17) to the container's admin."""
+    balance_sat = sat_floor(tx.balance(container_account(row.pubkey)))
+    why = f" Reason: {row.reason}." if row.reason else ""
+    message = f"{row.name} ({npub(row.pubkey)}) {text}{why} Balance: {balance_sat} sat."
+    tx.enqueue(wrap_message(ctx.key, row.admin, message, now), ctx.places.relay_urls, now)
+
+
+def is_covered(policy: Policy, row: Container, balance_msat: int) -> bool:
+    """Whether the balance is enough to run: the first invoice's amount, later a little running time."""
+    if row.state is State.WAITING:
+        return balance_msat >= row.tariff.interval_msat(row.units)
+    return row.tariff.affordable_ms(row.units, balance_msat, 0) >= policy.resume_ms

@@ -1,0 +1,33 @@
+"""NIP-10: which note a note answers, and how an answer is tagged."""
+
+from nips import kinds
+from nips.event import Event, Tag
+
+
+def thread_root(note: Event) -> str:
+    """The id of the note that opened the thread; a note that answers nothing opens its own."""
+    marked = [t for t in note.tags if t[0] == "e" and len(t) > 3 and t[3] == "root"]
+    if marked:
+        return marked[0][1]
+    replies = note.tag_values("e")
+    return replies[0] if replies else note.id
+
+
+def is_reply(note: Event) -> bool:
+    """Whether the note answers another one."""
+    return note.kind == kinds.NOTE and note.has_tag("e")
+
+
+def reply_tags(parent: Event, relay_url: str) -> list[Tag]:
+    """Tags for a kind-1 answer to ``parent``: marked e tags, and p tags for all who took part."""
+    root = thread_root(parent)
+    tags: list[Tag]
+    if root == parent.id:
+        tags = [("e", root, relay_url, "root", parent.pubkey)]
+    else:
+        tags = [
+            ("e", root, relay_url, "root"),
+            ("e", parent.id, relay_url, "reply", parent.pubkey),
+        ]
+    people = dict.fromkeys([parent.pubkey, *parent.tag_values("p")])
+    return tags + [("p", pubkey) for pubkey in people]

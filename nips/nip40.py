@@ -1,0 +1,11 @@
+"""NIP-40: an event may say when it ends."""
+
+from nips.event import Event
+
+
+def is_expired(event: Event, now: int) -> bool:
+    """True when the ``expiration`` has passed; one that is no number fails closed."""
+    expiration = event.tag("expiration")
+    if expiration is None:
+        return False
+    return not expiration.isdecimal() or int(expiration) <= now
