@@ -52,11 +52,12 @@ async def deploy(ctx: Context, caller: Caller, params: DeployParams) -> dict[str
         return amount_msat
     key = SecretKey.generate()
     description = f"{params.units} units for {params.docker.repository}"
-    minted = await mint(ctx, key, amount_msat, description)
+    wallet = ctx.wallet.wallet_for(key.pubkey)
+    minted = await mint(ctx, key.pubkey, wallet, amount_msat, description)
     if isinstance(minted, Refusal):
         return minted
     refusal = await ctx.store.write(
-        lambda tx: _write(tx, ctx, caller, params, quoted, key, minted)
+        lambda tx: _write(tx, ctx, caller, params, quoted, key, wallet, minted)
     )
     if refusal is not None:
         return refusal
@@ -121,6 +122,7 @@ def _write(
     params: DeployParams,
     quoted: Quote,
     key: SecretKey,
+    wallet: str,
     minted: Minted,
 ) -> Refusal | None:
     # Checked again in the transaction that takes the units: others may have been quicker.
@@ -147,8 +149,8 @@ def _write(
             volumes=quoted.volumes,
             ports=tuple(map(PublishedPort, host_ports, quoted.ports)),
             upgrade=params.upgrade,
-            wallet=minted.wallet,
+            wallet=wallet,
         )
     )
-    record(tx, minted, key.pubkey, now)
+    record(tx, minted, key.pubkey, wallet, now)
     return None

@@ -6,12 +6,12 @@ from handlers.context import Context
 from handlers.errors import Refusal, unavailable
 from handlers.ports import InvoiceWanted, Minted, Tx, WalletProblem
 from handlers.records import InvoiceRecord
-from nips.keys import SecretKey
 
 
 async def mint(
     ctx: Context,
-    owner: SecretKey,
+    container: str,
+    wallet: str,
     amount_msat: int,
     description: str,
     description_hash: str | None = None,
@@ -36,7 +36,7 @@ def record(
             amount_msat=minted.amount_msat,
             created_at=minted.created_at,
             expires_at=minted.expires_at,
-            wallet=minted.wallet,
+            wallet=wallet,
             next_look_at=now,
             zap_request=zap_request,
         )

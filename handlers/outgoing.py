@@ -32,7 +32,7 @@ async def _look_up(ctx: Context, outgoing: Outgoing) -> PayResult:
     container = outgoing.wallet.removeprefix("wallet:")
     row = await ctx.store.read(lambda tx: tx.container(container))
     return await ctx.wallet.look_up_payment(
-        outgoing.payment_hash, row.key if row is not None else None
+        outgoing.payment_hash, row.wallet_key if row is not None else None
     )
 
 

@@ -86,9 +86,10 @@ class WalletProblem(Enum):
 
 @dataclass(frozen=True)
 class InvoiceWanted:
-    """What to ask the wallet for. ``owner`` is the container whose balance it feeds."""
+    """What to ask the wallet for: money for ``container``, to lie in ``wallet`` (the ledger's word)."""
 
-    owner: SecretKey = field(repr=False)
+    container: str
+    wallet: str
     amount_msat: int
     description: str
     description_hash: str | None
@@ -104,7 +105,6 @@ class Minted:
     amount_msat: int
     created_at: int
     expires_at: int
-    wallet: str  # the ledger's account that will hold the money
 
 
 class IncomingState(Enum):
@@ -147,10 +147,16 @@ class PayResult:
 
 
 class Wallet(Protocol):
-    """Lightning. ``owner`` None means our own wallet, else a container's (when `per_container`)."""
+    """Lightning: one wallet of ours, and with the nwc-enclaved extension one for each container.
 
-    @property
-    def per_container(self) -> bool: ...
+    ``owner`` is the key of a container that has a wallet of its own, or None for ours. Whatever does
+    not answer in time is UNKNOWN or UNAVAILABLE, never failed.
+    """
+
+    def wallet_for(self, container: str) -> str:
+        """The ledger's account for a new container's money: ``wallet:main`` or ``wallet:<pubkey>``."""
+        ...
+
     @property
     def zap_address_host(self) -> str | None: ...
     async def make_invoice(self, wanted: InvoiceWanted) -> Minted | WalletProblem: ...

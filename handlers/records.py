@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from handlers.domain.ledger import MAIN_WALLET
 from handlers.domain.lifecycle import State
 from handlers.domain.pricing import Tariff
 from nips.keys import SecretKey
@@ -40,7 +41,7 @@ class Container:
     stop_asked_at: int | None = None
     restarted_at: int = 0
     low_noticed: bool = False
-    wallet: str = "wallet:main"  # where its money is, in the ledger's words
+    wallet: str = MAIN_WALLET  # where its money is, in the ledger's words
     announced_id: str | None = None
     announced_at: int = 0
     dirty: bool = True  # the announcement no longer tells the truth
@@ -49,6 +50,11 @@ class Container:
     def pubkey(self) -> str:
         """The container's name everywhere: hex."""
         return self.key.pubkey
+
+    @property
+    def wallet_key(self) -> SecretKey | None:
+        """The key of the container's own wallet, or None when its money lies in ours."""
+        return None if self.wallet == MAIN_WALLET else self.key
 
 
 class InvoiceState(Enum):

@@ -37,7 +37,7 @@ async def look_at(ctx: Context, payment_hash: str) -> None:
     if invoice is None or invoice.state is InvoiceState.SETTLED:
         return
     row = await ctx.store.read(lambda tx: tx.container(invoice.container))
-    owner = row.key if row is not None and ctx.wallet.per_container else None
+    owner = row.wallet_key if row is not None else None
     incoming = await ctx.wallet.look_up(payment_hash, owner)
     await ctx.store.write(lambda tx: book(tx, ctx, payment_hash, incoming))
     if incoming.state is IncomingState.SETTLED:
@@ -47,9 +47,9 @@ async def look_at(ctx: Context, payment_hash: str) -> None:
 async def look_at_wallet_of(ctx: Context, container: str) -> None:
     """Per-container wallets receive money that we made no invoice for: credit that as well."""
     row = await ctx.store.read(lambda tx: tx.container(container))
-    if row is None or not ctx.wallet.per_container:
+    if row is None or row.wallet_key is None:
         return
-    for incoming in await ctx.wallet.received(row.key, row.created_at):
+    for incoming in await ctx.wallet.received(row.wallet_key, row.created_at):
         known = await ctx.store.read(lambda tx, i=incoming: tx.invoice(i.payment_hash))  # type: ignore[misc]
         if known is not None:
             await look_at(ctx, incoming.payment_hash)
@@ -64,7 +64,8 @@ def book(tx: Tx, ctx: Context, payment_hash: str, incoming: Incoming) -> None:
     if invoice is None or invoice.state is InvoiceState.SETTLED:
         return
     now = ctx.clock.now()
-    if incoming.state is IncomingState.SETTLED:
+    # A wallet that says "settled", but over less than the invoice, contradicts itself: no credit.
+    if incoming.state is IncomingState.SETTLED and incoming.amount_msat >= invoice.amount_msat:
         tx.save_invoice(replace(invoice, state=InvoiceState.SETTLED))
         _credit(tx, ctx, invoice, now)
         _queue_receipt(tx, ctx, invoice, incoming, now)

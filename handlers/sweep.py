@@ -16,8 +16,6 @@ from handlers.records import Container, Outgoing
 
 async def sweep(ctx: Context) -> None:
     """Move earned revenue from containers' wallets to our own, where it is worth a payment."""
-    if not ctx.wallet.per_container:
-        return
     for row, amount_msat in await ctx.store.read(lambda tx: _worth_it(tx, ctx)):
         await _sweep_one(ctx, row, amount_msat)
 

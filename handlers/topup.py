@@ -49,10 +49,10 @@ async def mint_for(
         return Refusal(
             Code.RATE_LIMITED, "this container has too many unpaid invoices; pay one or wait"
         )
-    minted = await mint(ctx, row.key, amount_msat, description, description_hash)
+    minted = await mint(ctx, pubkey, row.wallet, amount_msat, description, description_hash)
     if isinstance(minted, Refusal):
         return minted
-    await ctx.store.write(lambda tx: record(tx, minted, pubkey, now, zap_request))
+    await ctx.store.write(lambda tx: record(tx, minted, pubkey, row.wallet, now, zap_request))
     return minted
 
 

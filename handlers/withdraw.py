@@ -47,8 +47,7 @@ async def withdraw(
     if isinstance(reserved, Refusal):
         return reserved
     row, outgoing = reserved
-    owner = row.key if ctx.wallet.per_container else None
-    result = await ctx.wallet.pay(outgoing.bolt11, amount_msat, owner)
+    result = await ctx.wallet.pay(outgoing.bolt11, amount_msat, row.wallet_key)
     await ctx.store.write(lambda tx: conclude(tx, outgoing.payment_id, result, ctx.clock.now()))
     ctx.wake.announce()
     match result.status:

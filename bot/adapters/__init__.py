@@ -1,0 +1,1 @@
+"""One module per port of ``handlers.ports``, named after the technology behind it."""

@@ -1,0 +1,366 @@
+"""The store on SQLite: one connection, one worker, WAL, every commit on disk before `write` returns.
+
+A transaction is a plain function that is given a `SqliteTx`. It runs in a worker thread, alone; it
+commits when the function returns and rolls back when it raises.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from handlers.domain.ledger import Entry
+from handlers.domain.lifecycle import HOLDS_UNITS, State
+from handlers.domain.meter import Meter
+from handlers.domain.pricing import Tariff
+from handlers.domain.quote import Quote
+from handlers.ports import Tx
+from handlers.records import (
+    Container,
+    InvoiceRecord,
+    InvoiceState,
+    OutboxItem,
+    Outgoing,
+    OutgoingState,
+    PublishedPort,
+)
+from nips.event import Event
+from nips.keys import SecretKey
+
+T = TypeVar("T")
+
+
+class SqliteStore:
+    """`handlers.ports.Store`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and migrate. The file holds secrets: only its owner may read it."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600, exist_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.row_factory = sqlite3.Row
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "busy_timeout = 5000",
+        ):
+            self._db.execute(f"PRAGMA {pragma}")
+        migrate(self._db)
+        self._one_at_a_time = trio.CapacityLimiter(1)
+
+    async def read(self, work: Callable[[Tx], T]) -> T:
+        return await self._run("BEGIN", work)
+
+    async def write(self, work: Callable[[Tx], T]) -> T:
+        # IMMEDIATE takes the write lock before anything is read: what a check saw still holds at commit.
+        return await self._run("BEGIN IMMEDIATE", work)
+
+    async def _run(self, begin: str, work: Callable[[Tx], T]) -> T:
+        return await trio.to_thread.run_sync(
+            self._transaction, begin, work, limiter=self._one_at_a_time
+        )
+
+    def _transaction(self, begin: str, work: Callable[[Tx], T]) -> T:
+        self._db.execute(begin)
+        try:
+            result = work(SqliteTx(self._db))
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        return result
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Apply every numbered file that this database has not seen, each in a transaction of its own."""
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    folder = files("bot.adapters").joinpath("migrations")
+    scripts = sorted(
+        (f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name
+    )
+    if version > len(scripts):
+        raise RuntimeError(
+            f"the database is of version {version}, newer than this program ({len(scripts)})"
+        )
+    for number, script in enumerate(scripts, start=1):
+        if number > version:
+            db.executescript(
+                f"BEGIN; {script.read_text()} PRAGMA user_version = {number}; COMMIT;"
+            )
+
+
+class SqliteTx:
+    """`handlers.ports.Tx`: explicit SQL, values always bound."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    # -- containers ---------------------------------------------------------------------------------
+
+    def container(self, pubkey: str) -> Container | None:
+        return self._first(self._containers("WHERE pubkey = ?", pubkey))
+
+    def containers(self, states: Sequence[State] | None = None) -> list[Container]:
+        if states is None:
+            return self._containers("ORDER BY created_at")
+        marks = ",".join("?" * len(states))
+        return self._containers(
+            f"WHERE state IN ({marks}) ORDER BY created_at", *(s.value for s in states)
+        )
+
+    def containers_of(self, admin: str) -> list[Container]:
+        return self._containers("WHERE admin = ? ORDER BY created_at DESC", admin)
+
+    def add_container(self, container: Container) -> None:
+        columns = _container_columns(container)
+        marks = ",".join("?" * len(columns))
+        self._db.execute(
+            f"INSERT INTO container ({','.join(columns)}) VALUES ({marks})", [*columns.values()]
+        )
+        for port in container.ports:
+            self._db.execute(
+                "INSERT INTO port VALUES (?, ?, ?)",
+                (port.host_port, container.pubkey, port.container_port),
+            )
+
+    def save_container(self, container: Container) -> None:
+        columns = _container_columns(container)
+        sets = ",".join(f"{name} = ?" for name in columns)
+        self._db.execute(
+            f"UPDATE container SET {sets} WHERE pubkey = ?", [*columns.values(), container.pubkey]
+        )
+
+    def held_units(self) -> int:
+        marks = ",".join("?" * len(HOLDS_UNITS))
+        sql = f"SELECT coalesce(sum(units), 0) FROM container WHERE state IN ({marks})"
+        return self._number(sql, *(s.value for s in HOLDS_UNITS))
+
+    def waiting_of(self, admin: str) -> int:
+        return self._number(
+            "SELECT count(*) FROM container WHERE admin = ? AND state = 'waiting'", admin
+        )
+
+    def taken_ports(self) -> set[int]:
+        return {row[0] for row in self._db.execute("SELECT host_port FROM port")}
+
+    def drop_ports(self, pubkey: str) -> None:
+        self._db.execute("DELETE FROM port WHERE container = ?", (pubkey,))
+
+    def _containers(self, where: str, *values: object) -> list[Container]:
+        rows = self._db.execute(f"SELECT * FROM container {where}", values).fetchall()
+        return [_container(row, self._ports(row["pubkey"])) for row in rows]
+
+    def _ports(self, pubkey: str) -> tuple[PublishedPort, ...]:
+        sql = "SELECT host_port, container_port FROM port WHERE container = ? ORDER BY host_port"
+        return tuple(PublishedPort(*row) for row in self._db.execute(sql, (pubkey,)))
+
+    # -- quotes -------------------------------------------------------------------------------------
+
+    def quote(self, quote_id: str) -> Quote | None:
+        row = self._db.execute("SELECT body FROM quote WHERE quote_id = ?", (quote_id,)).fetchone()
+        return _quote(json.loads(row["body"])) if row is not None else None
+
+    def add_quote(self, quote: Quote, now: int) -> None:
+        self._db.execute("DELETE FROM quote WHERE expires_at <= ?", (now,))
+        body = json.dumps(asdict(quote))
+        self._db.execute(
+            "INSERT INTO quote VALUES (?, ?, ?)", (quote.quote_id, body, quote.expires_at)
+        )
+
+    # -- invoices -----------------------------------------------------------------------------------
+
+    def invoice(self, payment_hash: str) -> InvoiceRecord | None:
+        return self._first(self._invoices("WHERE payment_hash = ?", payment_hash))
+
+    def add_invoice(self, invoice: InvoiceRecord) -> None:
+        values = (*asdict(replace(invoice, state=InvoiceState.OPEN)).values(),)
+        plain = [v.value if isinstance(v, InvoiceState) else v for v in values]
+        self._db.execute(f"INSERT INTO invoice VALUES ({','.join('?' * len(plain))})", plain)
+
+    def save_invoice(self, invoice: InvoiceRecord) -> None:
+        self._db.execute(
+            "UPDATE invoice SET state = ?, next_look_at = ? WHERE payment_hash = ?",
+            (invoice.state.value, invoice.next_look_at, invoice.payment_hash),
+        )
+
+    def invoices_to_look_at(self, now: int, limit: int) -> list[InvoiceRecord]:
+        where = "WHERE state = 'open' AND next_look_at <= ? ORDER BY next_look_at LIMIT ?"
+        return self._invoices(where, now, limit)
+
+    def open_invoices_of(self, container: str, now: int) -> list[InvoiceRecord]:
+        return self._invoices(
+            "WHERE state = 'open' AND container = ? AND expires_at > ?", container, now
+        )
+
+    def _invoices(self, where: str, *values: object) -> list[InvoiceRecord]:
+        rows = self._db.execute(f"SELECT * FROM invoice {where}", values)
+        return [
+            InvoiceRecord(**{**dict(row), "state": InvoiceState(row["state"])}) for row in rows
+        ]
+
+    # -- outgoing payments --------------------------------------------------------------------------
+
+    def outgoing(self, payment_id: str) -> Outgoing | None:
+        return self._first(self._outgoings("WHERE payment_id = ?", payment_id))
+
+    def outgoing_with_hash(self, payment_hash: str) -> list[Outgoing]:
+        return self._outgoings("WHERE payment_hash = ?", payment_hash)
+
+    def add_outgoing(self, outgoing: Outgoing) -> None:
+        values = [
+            v.value if isinstance(v, OutgoingState) else v for v in asdict(outgoing).values()
+        ]
+        self._db.execute(f"INSERT INTO outgoing VALUES ({','.join('?' * len(values))})", values)
+
+    def save_outgoing(self, outgoing: Outgoing) -> None:
+        sql = "UPDATE outgoing SET state = ? WHERE payment_id = ?"
+        self._db.execute(sql, (outgoing.state.value, outgoing.payment_id))
+
+    def unknown_outgoing(self) -> list[Outgoing]:
+        return self._outgoings("WHERE state = 'unknown' ORDER BY created_at")
+
+    def _outgoings(self, where: str, *values: object) -> list[Outgoing]:
+        rows = self._db.execute(f"SELECT * FROM outgoing {where}", values)
+        return [Outgoing(**{**dict(row), "state": OutgoingState(row["state"])}) for row in rows]
+
+    # -- ledger -------------------------------------------------------------------------------------
+
+    def post(self, entry: Entry, at: int) -> bool:
+        done = self._db.execute(
+            "INSERT OR IGNORE INTO entry (key, at) VALUES (?, ?)", (entry.key, at)
+        )
+        if done.rowcount == 0:
+            return False
+        entry_id = done.lastrowid
+        for account, amount_msat in entry.postings.items():
+            # An INSERT … ON CONFLICT would be checked against the CHECK with the posting alone.
+            self._db.execute("INSERT OR IGNORE INTO account VALUES (?, 0)", (account,))
+            self._db.execute(
+                "UPDATE account SET balance_msat = balance_msat + ? WHERE name = ?",
+                (amount_msat, account),
+            )
+            self._db.execute(
+                "INSERT INTO posting VALUES (?, ?, ?)", (entry_id, account, amount_msat)
+            )
+        return True
+
+    def balance(self, account: str) -> int:
+        return self._number(
+            "SELECT coalesce(sum(balance_msat), 0) FROM account WHERE name = ?", account
+        )
+
+    # -- metering -----------------------------------------------------------------------------------
+
+    def meter(self, pubkey: str) -> Meter | None:
+        sql = "SELECT boot_id, start_tick, charged_until_ms, remainder FROM meter WHERE container = ?"
+        row = self._db.execute(sql, (pubkey,)).fetchone()
+        return Meter(*row) if row is not None else None
+
+    def save_meter(self, pubkey: str, meter: Meter) -> None:
+        values = (pubkey, meter.boot_id, meter.start_tick, meter.charged_until_ms, meter.remainder)
+        self._db.execute("INSERT OR REPLACE INTO meter VALUES (?, ?, ?, ?, ?)", values)
+
+    # -- outbox -------------------------------------------------------------------------------------
+
+    def enqueue(self, event: Event, relay_urls: Sequence[str], at: int) -> None:
+        self._db.execute(
+            "INSERT INTO outbox (event, relays, created_at, next_at, attempts) VALUES (?, ?, ?, ?, 0)",
+            (event.json.decode(), json.dumps(list(relay_urls)), at, at),
+        )
+
+    def outbox(self, now: int, limit: int) -> list[OutboxItem]:
+        sql = "SELECT item_id, event, relays, created_at, attempts FROM outbox WHERE next_at <= ? ORDER BY item_id LIMIT ?"
+        rows = self._db.execute(sql, (now, limit))
+        return [
+            OutboxItem(i, event, tuple(json.loads(relays)), at, n)
+            for i, event, relays, at, n in rows
+        ]
+
+    def outbox_sent(self, item_id: int) -> None:
+        self._db.execute("DELETE FROM outbox WHERE item_id = ?", (item_id,))
+
+    def outbox_later(self, item_id: int, next_at: int) -> None:
+        sql = "UPDATE outbox SET next_at = ?, attempts = attempts + 1 WHERE item_id = ?"
+        self._db.execute(sql, (next_at, item_id))
+
+    # -- small things -------------------------------------------------------------------------------
+
+    def _number(self, sql: str, *values: object) -> int:
+        with closing(self._db.execute(sql, values)) as cursor:
+            return int(cursor.fetchone()[0])
+
+    @staticmethod
+    def _first(rows: list[T]) -> T | None:
+        return rows[0] if rows else None
+
+
+def _container_columns(c: Container) -> dict[str, Any]:
+    return {
+        "pubkey": c.pubkey,
+        "secret": c.key.reveal_secret(),
+        "admin": c.admin,
+        "name": c.name,
+        "asked_for": c.asked_for,
+        "image": c.image,
+        "units": c.units,
+        "price_msat": c.tariff.price_msat,
+        "interval_s": c.tariff.interval_s,
+        "state": c.state.value,
+        "state_since": c.state_since,
+        "created_at": c.created_at,
+        "reason": c.reason,
+        "generation": c.generation,
+        "proven": c.proven,
+        "env": json.dumps(c.env),
+        "volumes": json.dumps(c.volumes),
+        "upgrade": c.upgrade,
+        "stop_asked_at": c.stop_asked_at,
+        "restarted_at": c.restarted_at,
+        "low_noticed": c.low_noticed,
+        "wallet": c.wallet,
+        "announced_id": c.announced_id,
+        "announced_at": c.announced_at,
+        "dirty": c.dirty,
+    }
+
+
+def _container(row: sqlite3.Row, ports: tuple[PublishedPort, ...]) -> Container:
+    same = (
+        "admin",
+        "name",
+        "asked_for",
+        "image",
+        "units",
+        "state_since",
+        "created_at",
+        "reason",
+        "generation",
+    )
+    later = ("upgrade", "stop_asked_at", "restarted_at", "wallet", "announced_id", "announced_at")
+    return Container(
+        key=SecretKey(row["secret"]),
+        tariff=Tariff(row["price_msat"], row["interval_s"]),
+        state=State(row["state"]),
+        proven=bool(row["proven"]),
+        env=json.loads(row["env"]),
+        volumes=tuple(json.loads(row["volumes"])),
+        ports=ports,
+        low_noticed=bool(row["low_noticed"]),
+        dirty=bool(row["dirty"]),
+        **{name: row[name] for name in (*same, *later)},
+    )
+
+
+def _quote(body: dict[str, Any]) -> Quote:
+    tuples = {name: tuple(body[name]) for name in ("ports", "volumes", "signers")}
+    return Quote(**{**body, **tuples, "tariff": Tariff(**body["tariff"])})

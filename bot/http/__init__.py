@@ -1,0 +1,1 @@
+"""What the instance serves over HTTP: lightning addresses."""

@@ -1,0 +1,109 @@
+"""Many relays as one: subscribe everywhere, hear each event once, publish with an outcome per relay."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from bot.relay.connection import Published, RelayConnection, RelayPolicy
+from handlers.ports import Clock
+from nips.event import Event
+from nips.filters import Filter
+from nips.keys import SecretKey
+
+REMEMBERED_IDS = 20_000
+QUEUE = 256
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An event and the relay that was the first to bring it. Its signature is not checked yet."""
+
+    relay_url: str
+    sub_id: str
+    event: Event
+
+
+class RelayPool:
+    """Relays are added by URL and stay until the pool ends. Run `run` in a nursery."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        auth_key: SecretKey | None = None,
+        policy: RelayPolicy = RelayPolicy(),  # noqa: B008 - frozen
+    ) -> None:
+        self._clock, self._auth_key, self._policy = clock, auth_key, policy
+        self._connections: dict[str, RelayConnection] = {}
+        self._subscriptions: dict[str, tuple[tuple[Filter, ...], bool]] = {}
+        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._send_channel, self._receive_channel = trio.open_memory_channel[Heard](QUEUE)
+        self._new, self._starting = trio.open_memory_channel[RelayConnection](1_000)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            async for connection in self._starting:
+                nursery.start_soon(connection.run)
+
+    def add(self, url: str) -> RelayConnection:
+        """Connect to a relay and keep connected; a second call returns the same connection."""
+        if url not in self._connections:
+            connection = RelayConnection(
+                url, self._clock, self._deliver, self._auth_key, self._policy
+            )
+            self._connections[url] = connection
+            for sub_id, (filters, resume) in self._subscriptions.items():
+                connection.subscribe(sub_id, filters, resume=resume)
+            self._new.send_nowait(connection)
+        return self._connections[url]
+
+    async def wait_connected(self) -> None:
+        """Return as soon as one relay is connected."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for(connection: RelayConnection) -> None:
+                await connection.wait_connected()
+                nursery.cancel_scope.cancel()
+
+            for connection in self._connections.values():
+                nursery.start_soon(wait_for, connection)
+
+    def subscribe(self, sub_id: str, filters: Sequence[Filter], *, resume: bool = True) -> None:
+        """On every relay, now and later."""
+        self._subscriptions[sub_id] = (tuple(filters), resume)
+        for connection in self._connections.values():
+            connection.subscribe(sub_id, tuple(filters), resume=resume)
+
+    def unsubscribe(self, sub_id: str) -> None:
+        self._subscriptions.pop(sub_id, None)
+        for connection in self._connections.values():
+            connection.unsubscribe(sub_id)
+
+    async def receive(self) -> Heard:
+        """The next event; each id once per subscription, whichever relays bring it."""
+        return await self._receive_channel.receive()
+
+    async def publish(
+        self, event: Event, urls: Sequence[str] | None = None, *, wait_ok: bool = True
+    ) -> dict[str, Published]:
+        """To these relays (default: all), at the same time; the outcome of each."""
+        outcomes: dict[str, Published] = {}
+
+        async def to(url: str) -> None:
+            outcomes[url] = await self.add(url).publish(event, wait_ok=wait_ok)
+
+        async with trio.open_nursery() as nursery:
+            for url in urls if urls is not None else list(self._connections):
+                nursery.start_soon(to, url)
+        return outcomes
+
+    async def _deliver(self, url: str, sub_id: str, event: Event) -> None:
+        # By id and signature: a forged copy with the same id must not hide the true event.
+        seen = (sub_id, event.id + event.sig)
+        if seen in self._seen:
+            return
+        self._seen[seen] = None
+        if len(self._seen) > REMEMBERED_IDS:
+            self._seen.popitem(last=False)
+        await self._send_channel.send(Heard(url, sub_id, event))
