@@ -23,11 +23,9 @@ from handlers.stop import StopParams, stop, tell_stop
 from handlers.topup import TopupParams, tell_topup, topup
 from handlers.withdraw import WithdrawParams, tell_withdraw, withdraw
 
-_ROUTES: list[Route] = []
-
-_ROUTES += [
+ROUTES: tuple[Route, ...] = (
     Route("ping", PingParams, ping, "Is anybody there?", '"pong"', str),
-    Route("help", HelpParams, help_for(_ROUTES), "The commands, or one of them in full.", "commands", tell_help),
+    Route("help", HelpParams, help_for(lambda: ROUTES), "The commands, or one of them in full.", "commands", tell_help),
     Route("quote", QuoteParams, quote, "What an image would cost and get.",
           "quote_id, image (pinned), units, price_sat, interval_s, limits, signers, units_free, …", tell_quote),
     Route("deploy", DeployParams, deploy, "Reserve a place for an image; it starts when the invoice is paid.",
@@ -48,9 +46,7 @@ _ROUTES += [
           "state, generation", tell_restart, admin_only=True),
     Route("stop", StopParams, stop, "Delete a container and its volumes; the balance stays yours.",
           "state, balance_sat, confirm", tell_stop, admin_only=True),
-]  # fmt: skip
-
-ROUTES: tuple[Route, ...] = tuple(_ROUTES)
+)  # fmt: skip
 BY_NAME: dict[str, Route] = {
     name: route for route in ROUTES for name in (route.method, *route.aliases)
 }

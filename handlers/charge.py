@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from handlers.context import Context
 from handlers.domain.ledger import charge, container_account
-from handlers.domain.lifecycle import Happening, State
+from handlers.domain.lifecycle import Happening, Standing, State
 from handlers.domain.meter import Account, Due, Next, Run, due
 from handlers.ports import Tx
 from handlers.records import Container
@@ -27,8 +27,8 @@ async def tick(ctx: Context) -> None:
 
 
 def charge_now(tx: Tx, ctx: Context, row: Container, run: Run | None) -> None:
-    """Charge a container up to this moment, before it is stopped on purpose."""
-    if run is None:
+    """Charge a container up to this moment, before it is stopped on purpose or money is taken out."""
+    if run is None or row.state is not State.DEPLOYED:
         return
     now_ms = ctx.clock.boot_ms()
     every = replace(ctx.policy.rhythm, charge_every_ms=0)
@@ -80,7 +80,7 @@ def _write(tx: Tx, ctx: Context, row: Container, found: Due) -> None:
         return
     tx.save_meter(row.pubkey, meter)
     warn = found.then is not Next.GO_ON and not row.low_noticed
-    row = replace(row, proven=True, low_noticed=row.low_noticed or warn)
+    row = replace(row, standing=Standing.PROVEN, low_noticed=row.low_noticed or warn)
     tx.save_container(row)
     if found.then is Next.WARN:
         tell_admin(tx, ctx, row, "has little balance left; top it up to keep it running.", now)

@@ -1,6 +1,6 @@
 """``help``: the commands, told from the table itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,15 @@ class HelpParams:
     command: str | None = param(COMMAND, None)
 
 
-def help_for(routes: Sequence[Route]) -> Handler:
+def help_for(table: Callable[[], Sequence[Route]]) -> Handler:
     """The handler of ``help`` for a table that it is itself a row of."""
 
     async def help_command(
         ctx: Context, caller: Caller, params: HelpParams
     ) -> dict[str, Any] | Refusal:
         if params.command is None:
-            return {"commands": [{"usage": r.usage, "summary": r.summary} for r in routes]}
-        for route in routes:
+            return {"commands": [{"usage": r.usage, "summary": r.summary} for r in table()]}
+        for route in table():
             if params.command in (route.method, *route.aliases):
                 return {"commands": [_in_full(route)]}
         return not_found("there is no such command; say help")

@@ -18,14 +18,14 @@ async def mint(
 ) -> Minted | Refusal:
     """An invoice that nobody has been told of yet; it counts only once it is recorded."""
     wanted = InvoiceWanted(
-        owner, amount_msat, description, description_hash, ctx.policy.invoice_valid_s
+        container, wallet, amount_msat, description, description_hash, ctx.policy.invoice_valid_s
     )
     minted = await ctx.wallet.make_invoice(wanted)
     return unavailable(minted.value) if isinstance(minted, WalletProblem) else minted
 
 
 def record(
-    tx: Tx, minted: Minted, container: str, now: int, zap_request: str | None = None
+    tx: Tx, minted: Minted, container: str, wallet: str, now: int, zap_request: str | None = None
 ) -> None:
     """Remember the invoice, so that its payment is looked for and credited."""
     tx.add_invoice(

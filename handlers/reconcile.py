@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from handlers.charge import charge_now
 from handlers.context import Context
-from handlers.domain.lifecycle import Happening, State
+from handlers.domain.lifecycle import Happening, Standing, State
 from handlers.domain.limits import limits_for
 from handlers.domain.plan import Do, Wanted, plan
 from handlers.ports import CannotStart, ContainerSpec, Tx
@@ -26,18 +26,18 @@ async def survey(ctx: Context) -> dict[str, Do]:
 
 
 def _wanted(tx: Tx) -> dict[str, Wanted]:
-    return {row.pubkey: Wanted(row.state, row.generation, row.proven) for row in tx.containers()}
+    return {row.pubkey: Wanted(row.state, row.generation, row.standing) for row in tx.containers()}
 
 
-async def carry_out(ctx: Context, pubkey: str, do: Do) -> None:
-    """Do it, unless the store has changed its mind meanwhile."""
+async def carry_out(ctx: Context, pubkey: str, do: Do) -> bool:
+    """Do it, unless the store has changed its mind. False when it should be tried again a bit later."""
     match do:
         case Do.START:
-            await _start(ctx, pubkey)
+            return await _start(ctx, pubkey)
         case Do.RECREATE:
             await _settle_up(ctx, pubkey)
             await ctx.engine.remove(pubkey, keep_volumes=True)
-            await _start(ctx, pubkey)
+            return await _start(ctx, pubkey)
         case Do.HALT:
             await ctx.engine.halt(pubkey)
         case Do.REMOVE:
@@ -45,36 +45,39 @@ async def carry_out(ctx: Context, pubkey: str, do: Do) -> None:
         case Do.GIVE_UP:
             reason = await ctx.engine.exit_reason(pubkey)
             await _give_up(ctx, pubkey, reason)
+    return True
 
 
-async def _start(ctx: Context, pubkey: str) -> None:
-    row = await ctx.store.write(lambda tx: _expect_proof(tx, pubkey))
-    if row is None:
-        return
+async def _start(ctx: Context, pubkey: str) -> bool:
+    row = await ctx.store.read(lambda tx: tx.container(pubkey))
+    if row is None or row.state is not State.DEPLOYED:
+        return True
     problem = await ctx.engine.start(_spec(ctx, row))
     if problem is not None:
-        await _cannot_start(ctx, row, problem)
-        return
-    # The admin may have stopped it, or its balance run out, while it was being pulled.
-    current = await ctx.store.read(lambda tx: tx.container(pubkey))
-    if current is None or current.state is not State.DEPLOYED:
+        return await _cannot_start(ctx, row, problem)
+    generation = row.generation
+    if not await ctx.store.write(lambda tx: _started(tx, pubkey, generation)):
+        # The admin stopped it, or its balance ran out, while it was being pulled.
         ctx.wake.reconcile()
     ctx.wake.announce()
+    return True
 
 
-def _expect_proof(tx: Tx, pubkey: str) -> Container | None:
+def _started(tx: Tx, pubkey: str, generation: int) -> bool:
+    """Note that it was started; False when that is not wanted any more."""
     row = tx.container(pubkey)
-    if row is None or row.state is not State.DEPLOYED:
-        return None
-    row = replace(row, proven=False, dirty=True)
-    tx.save_container(row)
-    return row
+    if row is None or row.state is not State.DEPLOYED or row.generation != generation:
+        return False
+    tx.save_container(replace(row, standing=Standing.STARTED, dirty=True))
+    return True
 
 
-async def _cannot_start(ctx: Context, row: Container, problem: CannotStart) -> None:
+async def _cannot_start(ctx: Context, row: Container, problem: CannotStart) -> bool:
     late = ctx.clock.now() - row.state_since > ctx.policy.start_deadline_s
-    if problem.permanent or late:
-        await _give_up(ctx, row.pubkey, problem.reason)
+    if not problem.permanent and not late:
+        return False
+    await _give_up(ctx, row.pubkey, problem.reason)
+    return True
 
 
 async def _give_up(ctx: Context, pubkey: str, reason: str) -> None:

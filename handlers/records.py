@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from handlers.domain.ledger import MAIN_WALLET
-from handlers.domain.lifecycle import State
+from handlers.domain.lifecycle import Standing, State
 from handlers.domain.pricing import Tariff
 from nips.keys import SecretKey
 
@@ -33,7 +33,7 @@ class Container:
     created_at: int
     reason: str | None = None  # why it failed, for its admin
     generation: int = 1  # raised by restart; the engine's container carries it as a label
-    proven: bool = False  # this run stayed up long enough to be charged
+    standing: Standing = Standing.DUE
     env: dict[str, str] = field(default_factory=dict, repr=False)
     volumes: tuple[str, ...] = ()
     ports: tuple[PublishedPort, ...] = ()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from handlers.charge import charge_now
 from handlers.context import Caller, Context
 from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import Happening, State
@@ -11,6 +12,7 @@ from handlers.errors import Refusal
 from handlers.owned import owned
 from handlers.params import FLAG, PUBKEY, param
 from handlers.ports import Tx
+from handlers.records import Container
 from handlers.transitions import advance
 
 
@@ -37,20 +39,19 @@ def _stop(tx: Tx, ctx: Context, caller: Caller, params: StopParams) -> dict[str,
     now = ctx.clock.now()
     asked = row.stop_asked_at
     confirmed = params.force or (asked is not None and now - asked <= ctx.policy.confirm_stop_s)
-    balance_sat = sat_floor(tx.balance(container_account(row.pubkey)))
-    answer = {
-        "pubkey": row.pubkey,
-        "state": "stopped",
-        "balance_sat": balance_sat,
-        "confirm": False,
-    }
     if row.state is State.STOPPED:
-        return answer
+        return _answer(tx, row, "stopped", confirm=False)
     if not confirmed:
         tx.save_container(replace(row, stop_asked_at=now))
-        return answer | {"state": row.state.value, "confirm": True}
-    advance(tx, ctx, row, Happening.STOP_CONFIRMED, now)
-    return answer
+        return _answer(tx, row, row.state.value, confirm=True)
+    charge_now(tx, ctx, row, ctx.engine.runs().get(row.pubkey))
+    advance(tx, ctx, tx.container(row.pubkey) or row, Happening.STOP_CONFIRMED, now)
+    return _answer(tx, row, "stopped", confirm=False)
+
+
+def _answer(tx: Tx, row: Container, state: str, *, confirm: bool) -> dict[str, Any]:
+    balance_sat = sat_floor(tx.balance(container_account(row.pubkey)))
+    return {"pubkey": row.pubkey, "state": state, "balance_sat": balance_sat, "confirm": confirm}
 
 
 def tell_stop(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from handlers.context import Context, Policy
 from handlers.domain.capacity import NoCapacity, reserve
 from handlers.domain.ledger import container_account
-from handlers.domain.lifecycle import Happening, State, needs_capacity, next_state
+from handlers.domain.lifecycle import Happening, Standing, State, needs_capacity, next_state
 from handlers.domain.pricing import sat_floor
 from handlers.ports import Tx
 from handlers.records import Container
@@ -39,8 +39,8 @@ def advance(
         state_since=now,
         reason=reason,
         dirty=True,
-        # A new start is a new run that must prove itself again.
-        proven=row.proven and state is row.state and happening is not Happening.RESTART_ASKED,
+        # Whatever leads here, a start is owed, and the run that follows must prove itself.
+        standing=Standing.DUE,
         generation=row.generation + (happening is Happening.RESTART_ASKED),
         stop_asked_at=None,
     )

@@ -8,6 +8,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from handlers.charge import charge_now
 from handlers.context import Caller, Context, Policy
 from handlers.domain.ledger import container_account, reserve_outgoing
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
@@ -98,6 +99,8 @@ def _reserve(
         o.state is not OutgoingState.FAILED for o in tx.outgoing_with_hash(invoice.payment_hash)
     ):
         return invalid("that invoice has been paid, or is being paid, already")
+    # What ran until now is not the tenant's any more.
+    charge_now(tx, ctx, row, ctx.engine.runs().get(pubkey))
     now, source = ctx.clock.now(), container_account(pubkey)
     fee_reserve_msat = ctx.policy.fee_reserve(amount_msat)
     balance_msat = tx.balance(source)

@@ -3,6 +3,7 @@
 Both sides are here: the client's (ours) and the service's, which the development wallet speaks.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -164,7 +165,7 @@ def open_request_untrusted(key: SecretKey, event: Event) -> tuple[str, dict[str,
             raise BadRequest("not a wallet request")
 
 
-def seal(key: SecretKey, pubkey: str, value: dict[str, object], *, use_nip44: bool) -> str:
+def seal(key: SecretKey, pubkey: str, value: Mapping[str, object], *, use_nip44: bool) -> str:
     """The service's side: JSON, encrypted as the request was."""
     text = orjson.dumps(value).decode()
     return nip44.encrypt(key, pubkey, text) if use_nip44 else nip04.encrypt(key, pubkey, text)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import trio
 
 from handlers.domain.ledger import Entry
-from handlers.domain.lifecycle import HOLDS_UNITS, State
+from handlers.domain.lifecycle import HOLDS_UNITS, Standing, State
 from handlers.domain.meter import Meter
 from handlers.domain.pricing import Tariff
 from handlers.domain.quote import Quote
@@ -320,7 +320,7 @@ def _container_columns(c: Container) -> dict[str, Any]:
         "created_at": c.created_at,
         "reason": c.reason,
         "generation": c.generation,
-        "proven": c.proven,
+        "standing": c.standing.value,
         "env": json.dumps(c.env),
         "volumes": json.dumps(c.volumes),
         "upgrade": c.upgrade,
@@ -351,7 +351,7 @@ def _container(row: sqlite3.Row, ports: tuple[PublishedPort, ...]) -> Container:
         key=SecretKey(row["secret"]),
         tariff=Tariff(row["price_msat"], row["interval_s"]),
         state=State(row["state"]),
-        proven=bool(row["proven"]),
+        standing=Standing(row["standing"]),
         env=json.loads(row["env"]),
         volumes=tuple(json.loads(row["volumes"])),
         ports=ports,

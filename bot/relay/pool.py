@@ -32,7 +32,7 @@ class RelayPool:
         self,
         clock: Clock,
         auth_key: SecretKey | None = None,
-        policy: RelayPolicy = RelayPolicy(),  # noqa: B008 - frozen
+        policy: RelayPolicy = RelayPolicy(),
     ) -> None:
         self._clock, self._auth_key, self._policy = clock, auth_key, policy
         self._connections: dict[str, RelayConnection] = {}

@@ -64,7 +64,7 @@ class RelayServer:
         name: str,
         pubkey: str,
         urls: Iterable[str] = (),
-        limits: RelayLimits = RelayLimits(),  # noqa: B008 - frozen
+        limits: RelayLimits = RelayLimits(),
         path: Path | None = None,
     ) -> None:
         self._clock = clock

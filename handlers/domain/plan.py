@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from handlers.domain.lifecycle import State
+from handlers.domain.lifecycle import Standing, State
 
 
 class Live(Enum):
@@ -18,11 +18,11 @@ class Live(Enum):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the store says. ``proven``: this run stayed up long enough to be charged."""
+    """What the store says."""
 
     state: State
     generation: int
-    proven: bool
+    standing: Standing
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,11 @@ def _must_run(want: Wanted, have: Found | None) -> Do | None:
         case Live.CREATED:
             return Do.START
         case Live.EXITED:
-            # One that has shown that it stays up gets another run, which must show it again.
-            return Do.START if want.proven else Do.GIVE_UP
+            # One that stayed up before gets another run, which must show it again.
+            return Do.GIVE_UP if want.standing is Standing.STARTED else Do.START
         case Live.RESTARTING:
-            return Do.GIVE_UP if have.restarts >= MAX_RESTARTS and not want.proven else None
+            return (
+                Do.GIVE_UP
+                if have.restarts >= MAX_RESTARTS and want.standing is not Standing.PROVEN
+                else None
+            )

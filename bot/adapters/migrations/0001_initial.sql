@@ -17,7 +17,7 @@ CREATE TABLE container (
     created_at    INTEGER NOT NULL,
     reason        TEXT,
     generation    INTEGER NOT NULL CHECK (generation >= 1),
-    proven        INTEGER NOT NULL CHECK (proven IN (0, 1)),
+    standing      TEXT NOT NULL CHECK (standing IN ('due', 'started', 'proven')),
     env           TEXT NOT NULL,
     volumes       TEXT NOT NULL,
     upgrade       TEXT NOT NULL CHECK (upgrade IN ('', 'auto')),

@@ -1,0 +1,18 @@
+"""``enclaved`` and ``python -m bot``."""
+
+import sys
+
+
+def main() -> int:
+    """Refuse an interpreter that removes checks, then hand over to the command line."""
+    # secp256k1 checks its arguments by assert: under -O garbage would pass.
+    if not __debug__:
+        sys.stderr.write("enclaved: error: never run this under python -O\n")
+        return 1
+    from bot.cli import main as command_line
+
+    return command_line()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The command line: ``run`` a server, ``call`` one, make a ``key``."""
+
+import argparse
+import json
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from bot import app, logging
+from bot.adapters.docker_engine import EngineUnusable
+from bot.client import CallRefused, NoAnswer, open_client
+from bot.config import ConfigError, load
+from nips.errors import BadKey
+from nips.keys import SecretKey
+from nips.nip19 import npub, nsec, pubkey_from_npub_untrusted
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, do, and turn expected failures into one line and an exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.do(options)
+        return code
+    except (ConfigError, EngineUnusable, CallRefused, NoAnswer, BadKey) as error:
+        print(f"enclaved: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="enclaved", description="Containers for sats, over Nostr."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    run = commands.add_parser("run", help="run the server")
+    run.add_argument("--config", type=Path, required=True, help="a TOML file")
+    run.set_defaults(do=_run)
+    call = commands.add_parser("call", help="call a method of an instance")
+    call.add_argument("--relay", required=True, action="append", help="ws:// or wss:// URL")
+    call.add_argument("--to", required=True, help="the instance's npub")
+    call.add_argument(
+        "--key", type=Path, required=True, help="a file with your nsec, see `enclaved key`"
+    )
+    call.add_argument("method")
+    call.add_argument("params", nargs="*", help="name=value; a value may be JSON")
+    call.set_defaults(do=_call)
+    key = commands.add_parser("key", help="make a key file, or show the npub of one")
+    key.add_argument("file", type=Path)
+    key.set_defaults(do=_key)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    logging.set_up("json" if config.server.log == "json" else "console", config.server.log_level)
+
+    async def serve() -> None:
+        async with app.build(config) as built, trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            await app.run(built)
+
+    # A failure inside the nursery arrives wrapped; the one expected there is worth a plain line.
+    try:
+        trio.run(serve)
+    except* EngineUnusable as group:
+        raise group.exceptions[0] from None
+    return 0
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+def _call(options: argparse.Namespace) -> int:
+    key = SecretKey.parse(options.key.read_text().strip())
+    service = pubkey_from_npub_untrusted(options.to)
+    params = dict(_param(text) for text in options.params)
+
+    async def call() -> object:
+        async with open_client(key, options.relay) as client:
+            return await client.call(service, options.method, **params)
+
+    try:
+        print(json.dumps(trio.run(call), indent=2, ensure_ascii=False))
+    except* (CallRefused, NoAnswer) as group:
+        raise group.exceptions[0] from None
+    return 0
+
+
+def _param(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise BadKey(f"write parameters as name=value, not {text!r}")
+    with suppress(ValueError):
+        return name, json.loads(value)
+    return name, value
+
+
+def _key(options: argparse.Namespace) -> int:
+    if not options.file.exists():
+        options.file.touch(mode=0o600)
+        options.file.write_text(nsec(SecretKey.generate().reveal_secret()) + "\n")
+    print(npub(SecretKey.parse(options.file.read_text().strip()).pubkey))
+    return 0

@@ -1,0 +1,167 @@
+"""The configuration: one frozen value, read once from a TOML file and the environment.
+
+Secrets do not stand in the file: they come from files of their own, or from the environment
+(``ENCLAVED_WALLET_URI``). Every mistake is reported with its section and name.
+"""
+
+import os
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from bot.adapters.oci_registry import RegistryConfig
+from bot.inbox import InboxPolicy
+from handlers.context import Policy
+from nips.errors import BadKey
+from nips.nip11 import RelayLimits
+from nips.nip47 import WalletUri, parse_uri
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Who we are, and where our state lies."""
+
+    name: str = "enclaved"
+    about: str = "Runs containers for sats."
+    repo: str = ""
+    state_dir: Path = Path("/var/lib/enclaved")
+    # console for a person, json for a collector
+    log: str = "console"
+    log_level: str = "info"
+
+
+@dataclass(frozen=True)
+class RelaysConfig:
+    """``urls``: relays to listen and publish on. The embedded relay is used too when it has a port."""
+
+    urls: tuple[str, ...] = ()
+    embedded_host: str = "127.0.0.1"
+    # 0: no embedded relay
+    embedded_port: int = 0
+    # How others reach the embedded relay; default ws://host:port
+    embedded_url: str | None = None
+    embedded_limits: RelayLimits = RelayLimits()
+
+
+@dataclass(frozen=True)
+class WalletConfig:
+    """The connection URI is a secret: name a file with it, or set ``ENCLAVED_WALLET_URI``."""
+
+    uri_file: Path | None = None
+    # Accept invoices that pay another node than the one the wallet names (custodial wallets).
+    any_payee: bool = False
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The Docker engine to run containers on."""
+
+    socket: str = "/var/run/docker.sock"
+    # As given to dockerd; its default is /docker.
+    cgroup_parent: str = "/docker"
+    publish_host: str = "0.0.0.0"  # noqa: S104 - tenants' ports are meant to be reached
+    # The address under which published ports are announced.
+    app_host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class HttpConfig:
+    """Lightning addresses need a public URL. 0: no HTTP."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    public_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything. `wallet_uri` cannot be printed."""
+
+    server: ServerConfig
+    relays: RelaysConfig
+    wallet: WalletConfig
+    engine: EngineConfig
+    registry: RegistryConfig
+    http: HttpConfig
+    inbox: InboxPolicy
+    policy: Policy
+    wallet_uri: WalletUri = field(repr=False)
+
+
+def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
+    """Read and check. Raises `ConfigError`."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    sections = {f.name: f for f in fields(Config) if f.name != "wallet_uri"}
+    unknown = table.keys() - sections.keys()
+    if unknown:
+        raise ConfigError(
+            f"{path}: unknown section [{min(unknown)}]; known: {', '.join(sections)}"
+        )
+    types_of = get_type_hints(Config)
+    parts = {name: _section(types_of[name], table.get(name, {}), name) for name in sections}
+    environment = os.environ if environment is None else environment
+    return Config(**parts, wallet_uri=_wallet_uri(parts["wallet"], environment))
+
+
+def _wallet_uri(wallet: WalletConfig, environment: Mapping[str, str]) -> WalletUri:
+    text = environment.get("ENCLAVED_WALLET_URI", "")
+    if not text and wallet.uri_file is not None:
+        try:
+            text = wallet.uri_file.read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"[wallet] uri_file: {error.strerror}: {wallet.uri_file}") from error
+    if not text:
+        raise ConfigError(
+            "no wallet: set [wallet] uri_file or the environment's ENCLAVED_WALLET_URI"
+        )
+    try:
+        return parse_uri(text)
+    except BadKey as error:
+        raise ConfigError(f"[wallet] {error}") from None
+
+
+def _section(cls: type[T], table: object, where: str) -> T:
+    if not isinstance(table, dict):
+        raise ConfigError(f"[{where}] must be a table")
+    declared = get_type_hints(cls)
+    values = {}
+    for name, value in table.items():
+        if name not in declared:
+            raise ConfigError(f"[{where}] unknown name {name!r}; known: {', '.join(declared)}")
+        values[name] = _value(declared[name], value, f"{where}.{name}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"[{where}] {error}") from error
+
+
+def _value(kind: Any, value: object, where: str) -> Any:
+    origin = get_origin(kind)
+    if origin in (types.UnionType, Union):
+        return _value(next(k for k in get_args(kind) if k is not type(None)), value, where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _section(kind, value, where)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if origin is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if origin is not None and isinstance(value, dict) and origin is not tuple:
+        return {str(k): str(v) for k, v in value.items()}
+    # bool is an int in Python, not here.
+    if origin is None and type(value) is kind:
+        return value
+    raise ConfigError(f"{where} must be {getattr(kind, '__name__', kind)}, not {value!r}")

@@ -1,0 +1,334 @@
+"""DEVELOPMENT ONLY. The main job as a stranger does it, live: nine steps, over the relay, with timings."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpcore
+import orjson
+import trio
+
+from bot.adapters.nwc_wallet import NwcWallet
+from bot.client import CallRefused, Client, NoAnswer, open_client
+from bot.clock import SystemClock
+from bot.devstack.sample import build_image
+from bot.devstack.stack import REPO, Stack, stack
+from bot.supervisor import ProgramFailed
+from handlers.ports import Minted, PayStatus
+from nips import kinds, nip17
+from nips.bolt11 import decode_invoice_untrusted
+from nips.errors import BadInput
+from nips.event import Event, sign_event
+from nips.filters import Filter
+from nips.keys import SecretKey
+from nips.nip19 import npub, nsec
+from nips.nip47 import parse_uri
+
+# Fast enough to watch: 2 units cost 20 sat per 10 s.
+POLICY: dict[str, Any] = {
+    "resume_ms": 2_000,
+    "announce_every_s": 60,
+    "sweep_msat": 5_000,
+    "tariff": {"price_msat": 10_000, "interval_s": 10},
+    "rhythm": {"charge_every_ms": 1_000, "low_balance_ms": 6_000, "stays_up_ms": 1_000},
+}
+UNITS = 2
+
+
+class Failed(Exception):
+    """A step did not show what it should."""
+
+
+class Transcript:
+    """Prints what happens, with the seconds since the start and the milliseconds of each step."""
+
+    def __init__(self) -> None:
+        self._started = self._step = time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._started:7.2f} s   {text}", flush=True)
+
+    def step(self, number: int, title: str) -> None:
+        self._step = time.monotonic()
+        print(f"\n{time.monotonic() - self._started:7.2f} s  [{number}] {title}", flush=True)
+
+    def done(self, text: str) -> None:
+        self.say(f"✓ {text}   ({(time.monotonic() - self._step) * 1_000:.0f} ms)")
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A stranger with a key, a wallet, and a place to write to."""
+
+    out: Transcript
+    on: Stack
+    me: Client
+    wallet: NwcWallet
+    image: str
+
+    @property
+    def instance(self) -> str:
+        return self.on.instance.pubkey
+
+
+async def demo(*, once: bool) -> int:
+    """Run the steps; then stay up until interrupted, unless ``once``. The exit code."""
+    out = Transcript()
+    failures: list[BaseException] = []
+    try:
+        await _run(out, once=once)
+    except* (Failed, NoAnswer, CallRefused, ProgramFailed, trio.TooSlowError) as group:
+        failures.append(_first(group))
+    print(
+        f"\nThe demo failed: {failures[0]!r}"
+        if failures
+        else "\nEverything is stopped and cleaned up.",
+        flush=True,
+    )
+    return 1 if failures else 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+async def _run(out: Transcript, *, once: bool) -> None:
+    async with stack(out.say, POLICY) as on:
+        image = await on.ground.push("sample/hello", "1", build_image())
+        out.say(f"pushed the sample app to {image}")
+        key = SecretKey.generate()
+        wallet = NwcWallet(parse_uri(on.payer_uri()), SystemClock())
+        async with open_client(key, [on.relay_url]) as me, trio.open_nursery() as nursery:
+            nursery.start_soon(wallet.run)
+            await wallet.wait_ready()
+            await _main_job(Actor(out, on, me, wallet, image))
+            if not once:
+                _tell_how_to_talk(on, key, image)
+                await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+
+
+async def _main_job(a: Actor) -> None:
+    a.me.watch(
+        Filter(authors=frozenset({a.instance})),
+        Filter(kinds=frozenset({kinds.GIFT_WRAP}), tags={"p": frozenset({a.me.key.pubkey})}),
+    )
+    await _discover(a)
+    await _mention(a)
+    pubkey, invoice = await _deploy(a)
+    a.me.watch(Filter(authors=frozenset({pubkey})), Filter(tags={"p": frozenset({pubkey})}))
+    await _pay(a, invoice)
+    await _see_it_run(a, pubkey)
+    await _zap(a, pubkey)
+    await _watch_metering(a, pubkey)
+    await _read_logs(a, pubkey)
+    await _stop_and_withdraw(a, pubkey)
+
+
+async def _discover(a: Actor) -> None:
+    a.out.step(1, "discover the instance by its announcement")
+    found = await a.me.wait_for(lambda e: e.kind == kinds.ANNOUNCEMENT)
+    price, interval, free = (found.tag(name) for name in ("price", "interval", "units_free"))
+    a.out.say(f"{npub(found.pubkey)}")
+    a.out.done(
+        f"{found.tag('name')}: {price} msat per unit and {interval} s, {free} units free, t={found.tag('t')}"
+    )
+
+
+async def _mention(a: Actor) -> None:
+    a.out.step(2, "post a public mention, read the reply note")
+    text = f"nostr:{npub(a.instance)} quote {a.image} units={UNITS}"
+    a.out.say(f"> {text}")
+    note = await a.me.publish(kinds.NOTE, text, [("p", a.instance)])
+    reply = await a.me.wait_for(lambda e: e.kind == kinds.NOTE and note.id in e.tag_values("e"))
+    root = next(t for t in reply.tags if t[0] == "e")
+    _expect(root[3] == "root", "the reply is threaded as NIP-10 says")
+    a.out.say(f"< {reply.content}")
+    a.out.done("answered in the thread (NIP-10 root)")
+
+
+async def _deploy(a: Actor) -> tuple[str, str]:
+    a.out.step(3, "encrypted RPC deploy (29425): pubkey and bolt11")
+    result = await a.me.call(
+        a.instance, "deploy", docker=a.image, units=UNITS, name="hello", env={"UNITS": str(UNITS)}
+    )
+    invoice = str(result["invoice"]["invoice"])
+    decoded = decode_invoice_untrusted(invoice)
+    a.out.say(f"container {result['npub']}")
+    a.out.say(f"{invoice[:60]}…")
+    a.out.done(f"invoice over {decoded.amount_msat} msat, network {decoded.currency}")
+    return str(result["pubkey"]), invoice
+
+
+async def _pay(a: Actor, invoice: str) -> None:
+    a.out.step(4, "pay the invoice from the payer's wallet over NIP-47")
+    paid = await a.wallet.pay(invoice, 0, None)
+    _expect(paid.status is PayStatus.SETTLED, f"the payment settles, not {paid}")
+    a.out.done(f"preimage {str(paid.preimage)[:16]}…")
+
+
+async def _see_it_run(a: Actor, pubkey: str) -> None:
+    a.out.step(5, "see it announced as deployed, fetch a page")
+    event = await _announced(a, pubkey, "deployed")
+    address = (event.tag("endpoint") or "").removeprefix("tcp://")
+    page = await _fetch_page(f"http://{address}/")
+    _expect("It runs" in page, "the page is the app's")
+    a.out.say(f"image {event.tag('r')}")
+    a.out.done(f"http://{address}/ says {page.partition('<h1>')[2].partition('</h1>')[0]!r}")
+
+
+async def _zap(a: Actor, pubkey: str) -> None:
+    a.out.step(6, "zap the container's profile (LNURL-pay, NIP-57)")
+    profile = orjson.loads(
+        (await a.me.wait_for(lambda e: e.kind == kinds.PROFILE and e.pubkey == pubkey)).content
+    )
+    a.out.say(f"lud16 {profile['lud16']}")
+    before = (await a.me.call(a.instance, "balance", pubkey=pubkey))["balance_msat"]
+    name, _, host = profile["lud16"].partition("@")
+    offer = await _get_json(f"http://{host}/.well-known/lnurlp/{name}")
+    tags = [("p", pubkey), ("amount", "30000"), ("relays", a.on.relay_url)]
+    request = sign_event(a.me.key, kinds.ZAP_REQUEST, "keep running", tags, SystemClock().now())
+    query = urlencode({"amount": 30_000, "nostr": request.json.decode()})
+    invoice = (await _get_json(f"{offer['callback']}?{query}"))["pr"]
+    committed = decode_invoice_untrusted(invoice).description_hash
+    _expect(
+        committed == hashlib.sha256(request.json).hexdigest(),
+        "the invoice commits to the zap request",
+    )
+    paid = await a.wallet.pay(invoice, 0, None)
+    _expect(paid.status is PayStatus.SETTLED, "the zap is paid")
+    receipt = await a.me.wait_for(
+        lambda e: e.kind == kinds.ZAP_RECEIPT and pubkey in e.tag_values("p")
+    )
+    after = (await a.me.call(a.instance, "balance", pubkey=pubkey))["balance_msat"]
+    _expect(after > before, f"the balance rises ({before} -> {after})")
+    _expect(receipt.pubkey == offer["nostrPubkey"], "the receipt is the provider's")
+    a.out.say(f"balance {before} -> {after} msat (30000 zapped, metering goes on)")
+    a.out.done(f"9735 receipt {receipt.id[:16]}…")
+
+
+async def _watch_metering(a: Actor, pubkey: str) -> None:
+    a.out.step(7, "metering: draw-down, low-balance notice, pause at zero, resume after a top-up")
+    seen = []
+    for _ in range(3):
+        seen.append((await a.me.call(a.instance, "balance", pubkey=pubkey))["balance_msat"])
+        await trio.sleep(1)
+    _expect(
+        seen == sorted(seen, reverse=True) and seen[0] > seen[-1], f"the balance falls: {seen}"
+    )
+    a.out.say(f"balance {' -> '.join(map(str, seen))} msat")
+    low = await _message(a, "little balance left")
+    a.out.say(f"private message: {low}")
+    paused = await _announced(a, pubkey, "paused")
+    a.out.say(f"private message: {await _message(a, 'is paused')}")
+    left = (await a.me.call(a.instance, "balance", pubkey=pubkey))["balance_msat"]
+    a.out.say(f"announced as paused, {left} msat left (less than the next second costs)")
+    result = await a.me.call(a.instance, "topup", pubkey=pubkey, amount_sat=150)
+    paid = await a.wallet.pay(result["invoice"]["invoice"], 0, None)
+    _expect(paid.status is PayStatus.SETTLED, "the top-up is paid")
+    resumed = await _announced(a, pubkey, "deployed", after=paused)
+    address = (resumed.tag("endpoint") or "").removeprefix("tcp://")
+    _expect("It runs" in await _fetch_page(f"http://{address}/"), "the app answers again")
+    a.out.done("topped up by 150 sat: it runs again and answers")
+
+
+async def _read_logs(a: Actor, pubkey: str) -> None:
+    a.out.step(8, "ask for the owner's logs")
+    text = str((await a.me.call(a.instance, "logs", pubkey=pubkey, lines=10))["logs"])
+    _expect(
+        "hello from the sample app" in text and f"units: {UNITS}" in text, "the logs are the app's"
+    )
+    for line in text.splitlines()[:4]:
+        a.out.say(f"| {line}")
+    a.out.done(f"{len(text.splitlines())} lines")
+
+
+async def _stop_and_withdraw(a: Actor, pubkey: str) -> None:
+    a.out.step(9, "stop it, withdraw what is left to an invoice")
+    asked = await a.me.call(a.instance, "stop", pubkey=pubkey)
+    _expect(asked["confirm"], "the first stop asks for confirmation")
+    stopped = await a.me.call(a.instance, "stop", pubkey=pubkey)
+    _expect(stopped["state"] == "stopped", "the second stop deletes")
+    balance = await a.me.call(a.instance, "balance", pubkey=pubkey)
+    a.out.say(
+        f"stopped with {balance['balance_msat']} msat; {balance['withdrawable_sat']} sat can be withdrawn"
+    )
+    invoice = await a.wallet.make_own_invoice(balance["withdrawable_sat"] * 1_000, "what is left")
+    _expect(isinstance(invoice, Minted), f"the payer's wallet makes an invoice, not {invoice}")
+    assert isinstance(invoice, Minted)
+    result = await a.me.call(a.instance, "withdraw", pubkey=pubkey, invoice=invoice.bolt11)
+    _expect(result["state"] == "settled", f"the withdrawal settles, not {result['state']}")
+    received = await a.wallet.look_up(invoice.payment_hash, None)
+    a.out.done(
+        f"{result['amount_sat']} sat came back; the payer's wallet says {received.state.value}"
+    )
+
+
+# -- helpers of the steps ---------------------------------------------------------------------------
+
+
+async def _announced(a: Actor, pubkey: str, state: str, after: Event | None = None) -> Event:
+    def fits(event: Event) -> bool:
+        if event.kind != kinds.CONTAINER or event.pubkey != pubkey or event.tag("state") != state:
+            return False
+        return after is None or (event.created_at >= after.created_at and event.id != after.id)
+
+    return await a.me.wait_for(fits, 60)
+
+
+async def _message(a: Actor, words: str) -> str:
+    def fits(event: Event) -> bool:
+        if event.kind != kinds.GIFT_WRAP:
+            return False
+        try:
+            author, text, _ = nip17.unwrap_message_untrusted(a.me.key, event)
+        except BadInput:
+            return False
+        return author == a.instance and words in text
+
+    event = await a.me.wait_for(fits, 60)
+    return nip17.unwrap_message_untrusted(a.me.key, event)[1]
+
+
+async def _fetch_page(url: str) -> str:
+    """The container may have been announced before its server listens."""
+    with trio.fail_after(20):
+        while True:
+            try:
+                async with httpcore.AsyncConnectionPool() as pool:
+                    response = await pool.request(
+                        "GET", url, extensions={"timeout": {"connect": 2, "read": 2}}
+                    )
+                    return response.content.decode(errors="replace")
+            except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError):
+                await trio.sleep(0.05)
+
+
+async def _get_json(url: str) -> dict[str, Any]:
+    async with httpcore.AsyncConnectionPool() as pool:
+        answer: dict[str, Any] = orjson.loads((await pool.request("GET", url)).content)
+        _expect(answer.get("status") != "ERROR", str(answer.get("reason")))
+        return answer
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise Failed(f"expected: {what}")
+
+
+def _tell_how_to_talk(on: Stack, key: SecretKey, image: str) -> None:
+    path = Path(on.state).parent / "client.key"
+    path.touch(mode=0o600)
+    path.write_text(nsec(key.reveal_secret()))
+    call = f"{REPO}/.venv/bin/enclaved call --relay {on.relay_url} --to {npub(on.instance.pubkey)} --key {path}"
+    print(
+        f"\nIt stays up until Ctrl-C. To talk to it:\n"
+        f"  relay     {on.relay_url}\n  instance  {npub(on.instance.pubkey)}\n"
+        f"  {call} help\n  {call} quote docker={image} units=1\n  {call} deploy docker={image} units=1\n"
+        f"  {call} list\n  logs: {path.parent}/*.log",
+        flush=True,
+    )

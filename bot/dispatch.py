@@ -1,0 +1,92 @@
+"""From a decoded request to a result or a refusal: the same way for every door.
+
+Find the row of the table, check that the door may carry it, type the parameters, call the handler.
+What a handler raises is a surprise: it is logged once, with its request id, and becomes an
+``internal:`` error; the server goes on.
+"""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import trio
+
+from handlers import BY_NAME
+from handlers.context import Caller, Context
+from handlers.errors import Code, Refusal, not_found, restricted
+from handlers.params import parse_params, words_to_params
+from handlers.routes import Route
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Words:
+    """Parameters of a text command, not typed yet."""
+
+    positional: tuple[str, ...]
+    named: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a door hands over."""
+
+    caller: Caller
+    method: str
+    params: Mapping[str, object] | Words
+    door: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The row that answered, if any, and its outcome."""
+
+    route: Route | None
+    outcome: Any | Refusal
+
+
+async def dispatch(ctx: Context, request: Request) -> Answer:
+    """Carry out one request; never raises for anything that a request can cause."""
+    route = BY_NAME.get(request.method)
+    started = trio.current_time()
+    request_id = secrets.token_hex(4)
+    outcome = await _outcome(ctx, route, request, request_id)
+    log.info(
+        "request",
+        request_id=request_id,
+        door=request.door,
+        caller=request.caller.pubkey,
+        method=route.method if route is not None else request.method[:32],
+        outcome=str(outcome)[:200] if isinstance(outcome, Refusal) else "ok",
+        ms=round((trio.current_time() - started) * 1_000, 1),
+    )
+    return Answer(route, outcome)
+
+
+async def _outcome(
+    ctx: Context, route: Route | None, request: Request, request_id: str
+) -> Any | Refusal:
+    if route is None:
+        return not_found("there is no such method; call help")
+    if request.caller.public and not route.public:
+        return restricted(f"{route.method} is not for public notes: use the encrypted RPC")
+    params = _typed(route, request.params)
+    if isinstance(params, Refusal):
+        return params
+    try:
+        return await route.handler(ctx, request.caller, params)
+    except Exception:
+        log.exception("handler failed", request_id=request_id, method=route.method)
+        return Refusal(Code.INTERNAL, f"request {request_id} failed here; it is logged")
+
+
+def _typed(route: Route, given: Mapping[str, object] | Words) -> Any | Refusal:
+    raw = (
+        words_to_params(route.params, given.positional, given.named)
+        if isinstance(given, Words)
+        else given
+    )
+    return raw if isinstance(raw, Refusal) else parse_params(route.params, raw)

@@ -1,0 +1,82 @@
+"""Lightning addresses over HTTP (LUD-06, LUD-16, NIP-57), on hypercorn and Starlette.
+
+LNURL answers errors with status 200 and a reason; anybody may call, from any page (CORS).
+"""
+
+from typing import Any
+
+import hypercorn.trio
+import structlog
+import trio
+from hypercorn.config import Config as HypercornConfig
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from handlers.context import Context
+from handlers.errors import Code, Refusal, invalid
+from handlers.zap import pay_callback, pay_request
+from nips.errors import BadKey
+from nips.lnurl import error_answer
+from nips.nip19 import pubkey_from_npub_untrusted
+
+log = structlog.get_logger()
+
+
+def build_app(ctx: Context) -> Starlette:
+    """The two LNURL endpoints of every container."""
+
+    async def first(request: Request) -> JSONResponse:
+        return await _answer(request, lambda pubkey: pay_request(ctx, pubkey))
+
+    async def callback(request: Request) -> JSONResponse:
+        amount = request.query_params.get("amount", "")
+        if not (amount.isascii() and amount.isdecimal()) or len(amount) > 15:
+            return _json(invalid("amount must be a number of msat"))
+        zap_request = request.query_params.get("nostr")
+        return await _answer(
+            request, lambda pubkey: pay_callback(ctx, pubkey, int(amount), zap_request)
+        )
+
+    return Starlette(
+        routes=[
+            Route("/.well-known/lnurlp/{name}", first),
+            Route("/lnurlp/{name}/callback", callback),
+        ]
+    )
+
+
+async def _answer(request: Request, work: Any) -> JSONResponse:
+    try:
+        pubkey = pubkey_from_npub_untrusted(request.path_params["name"])
+    except BadKey as error:
+        return _json(invalid(str(error)))
+    try:
+        return _json(await work(pubkey))
+    except Exception:
+        log.exception("lnurl request failed", path=request.url.path)
+        return _json(Refusal(Code.INTERNAL, "that failed here; it is logged"))
+
+
+def _json(outcome: dict[str, Any] | Refusal) -> JSONResponse:
+    body = error_answer(str(outcome)) if isinstance(outcome, Refusal) else outcome
+    return JSONResponse(
+        body, headers={"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
+    )
+
+
+async def serve(
+    ctx: Context,
+    host: str,
+    port: int,
+    *,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled; reports the bound addresses."""
+    config = HypercornConfig()
+    config.bind = [f"{host}:{port}"]
+    config.accesslog = None
+    config.errorlog = None
+    config.h11_max_incomplete_size = 16_384
+    await hypercorn.trio.serve(build_app(ctx), config, mode="asgi", task_status=task_status)  # type: ignore[arg-type]
