@@ -13,7 +13,7 @@ Rules, each learnt from a way in which relays fail:
 
 import secrets
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -180,8 +180,9 @@ class RelayConnection:
             self._up.set()
             for subscription in self._subscriptions.values():
                 self._send_req(subscription)
-            async for message in websocket.messages():
-                await self._hear(message)
+            async with aclosing(websocket.messages()) as messages:
+                async for message in messages:
+                    await self._hear(message)
             nursery.cancel_scope.cancel()
 
     def _down(self) -> None:
@@ -196,9 +197,10 @@ class RelayConnection:
             await trio.sleep(self._policy.heartbeat_s)
             if trio.current_time() - websocket.last_heard < self._policy.heartbeat_s:
                 continue
+            pinged = trio.current_time()
             websocket.ping()
             await trio.sleep(self._policy.pong_s)
-            if trio.current_time() - websocket.last_heard >= self._policy.pong_s:
+            if websocket.last_heard < pinged:
                 log.warning("relay is silent", relay=self.url)
                 scope.cancel()
 

@@ -8,7 +8,7 @@ list `_CHECKS`, one small function each, answering with NIP-01's words.
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,8 +117,9 @@ class RelayServer:
                 return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(session.websocket.run_writer)
-                async for frame in session.websocket.messages():
-                    self._hear(session, frame)
+                async with aclosing(session.websocket.messages()) as frames:
+                    async for frame in frames:
+                        self._hear(session, frame)
                 nursery.cancel_scope.cancel()
 
     @asynccontextmanager

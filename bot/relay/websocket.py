@@ -9,7 +9,7 @@ handshake is over). Resource handling: leaving the context manager closes the st
 """
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -62,7 +62,7 @@ class Websocket:
             self._protocol.send_ping(b"")
             self._collect()
 
-    async def messages(self) -> AsyncIterator[bytes]:
+    async def messages(self) -> AsyncGenerator[bytes, None]:
         """Text messages until the connection ends, for whatever reason."""
         parts: list[bytes] = []
         while True:

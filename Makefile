@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both set up all they need by themselves.
+SHELL := /bin/bash
+VENV := .venv/bin
+
+.PHONY: demo test lint types unit bench docs lock setup clean
+
+demo: setup
+	@$(VENV)/python -m bot.devstack demo $(ARGS)
+
+test: setup lint types unit
+
+setup:
+	@build/setup.sh
+
+lint:
+	@$(VENV)/ruff format --check --quiet .
+	@$(VENV)/ruff check --quiet .
+	@$(VENV)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
+	@$(VENV)/codespell
+	@shellcheck build/*.sh .ci/run
+	@$(VENV)/python -m build.docs --check
+	@echo "lint: clean"
+
+types:
+	@$(VENV)/mypy
+
+# Tests that need root, Docker and namespaces run on one worker, all others on the other.
+unit:
+	@$(VENV)/pytest -n 2 --dist loadgroup $(ARGS)
+
+bench: setup
+	@$(VENV)/python -m bench
+
+# Parts of the documents that are generated from the code.
+docs: setup
+	@$(VENV)/python -m build.docs
+
+# After changing dependencies in pyproject.toml.
+lock: setup
+	@build/lock.sh
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .lint-imports.log

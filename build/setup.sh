@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Sets up all that `make demo` and `make test` need: Debian packages and a virtual environment from
+# the lock file, with hashes. A second run finds everything in place and takes a moment.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { echo "enclaved: $*" >&2; }
+fail() { say "error: $*"; exit 1; }
+
+[ "$(id -u)" -eq 0 ] || fail "root is needed for a private Docker in network namespaces: run this with sudo, or in a root shell"
+[ "$(uname -m)" = x86_64 ] || fail "an x86_64 machine is needed (the seccomp profile and the sample image are for it)"
+command -v apt-get >/dev/null || fail "Debian's apt-get is needed: run this on Debian 12"
+
+# program -> Debian package that brings it
+missing=()
+need() { command -v "$1" >/dev/null || missing+=("$2"); }
+need dockerd docker.io
+need containerd containerd
+need docker-registry docker-registry
+need iptables iptables
+need ip iproute2
+need nsenter util-linux
+need sysctl procps
+need tini tini
+need shellcheck shellcheck
+[ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1 || missing+=(busybox-static)
+
+python=""
+for candidate in python3.11 python3.12 python3; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || missing+=(python3 python3-venv)
+
+if [ ${#missing[@]} -gt 0 ]; then
+    say "installing ${missing[*]}"
+    # Packages must not start their services: Docker here is a private one.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+    [ -n "$python" ] || python=python3
+fi
+
+lock=build/requirements-dev.lock
+stamp=.venv/.lock
+if ! cmp -s "$lock" "$stamp"; then
+    say "making the virtual environment from $lock"
+    rm -rf .venv
+    "$python" -m venv .venv
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r "$lock"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+    cp "$lock" "$stamp"
+fi

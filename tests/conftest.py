@@ -1,0 +1,171 @@
+"""Fixtures: a world of simulators, and, for `dockerd` tests, a real Docker and registry."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from bot.adapters.sqlite_store import SqliteStore
+from handlers import BY_NAME
+from handlers.charge import tick
+from handlers.context import Caller, Context
+from handlers.errors import Refusal
+from handlers.outgoing import follow_up
+from handlers.params import parse_params
+from handlers.reconcile import carry_out, survey
+from handlers.settle import look_at_open_invoices
+from handlers.upkeep import upkeep
+from nips.keys import SecretKey
+from tests.fakes import FakeClock, FakeEngine, FakeRegistry, FakeWallet, make_context
+
+REPO = Path(__file__).resolve().parents[1]
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "dockerd" in item.keywords:
+            # One engine for all of them: they run on one worker, one after another.
+            item.add_marker(pytest.mark.xdist_group("dockerd"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("CI") == "true":
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where everything can run: {report.longrepr}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Figures that tests measured, such as how many crash points were tried."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "figure":
+                terminalreporter.write_line(f"{value}")
+
+
+@dataclass
+class World:
+    """A server's handlers on simulators, with the loops turned by hand."""
+
+    ctx: Context
+    clock: FakeClock
+    wallet: FakeWallet
+    engine: FakeEngine
+    registry: FakeRegistry
+    store: SqliteStore
+    admin: str
+
+    async def call(
+        self, method: str, caller: str | None = None, *, public: bool = False, **params
+    ):
+        route = BY_NAME[method]
+        typed = parse_params(route.params, params)
+        if isinstance(typed, Refusal):
+            return typed
+        return await route.handler(self.ctx, Caller(caller or self.admin, public), typed)
+
+    async def turn(self) -> None:
+        """Every loop once."""
+        await look_at_open_invoices(self.ctx)
+        await follow_up(self.ctx)
+        await tick(self.ctx)
+        await upkeep(self.ctx)
+        for pubkey, do in (await survey(self.ctx)).items():
+            await carry_out(self.ctx, pubkey, do)
+
+    async def run(self, seconds: float, step_s: float = 1) -> None:
+        elapsed = 0.0
+        while elapsed < seconds:
+            self.clock.advance(step_s)
+            elapsed += step_s
+            await self.turn()
+
+    async def deployed(self, units: int = 1, **params) -> str:
+        """A container that is paid and runs; its pubkey."""
+        result = await self.call("deploy", docker="example.com/app:1", units=units, **params)
+        assert not isinstance(result, Refusal), result
+        self.wallet.settle(result["invoice"]["payment_hash"])
+        await self.turn()
+        await self.turn()
+        return result["pubkey"]
+
+    async def row(self, pubkey: str):
+        return await self.store.read(lambda tx: tx.container(pubkey))
+
+    async def balance(self, account: str) -> int:
+        return await self.store.read(lambda tx: tx.balance(account))
+
+    async def audit(self) -> None:
+        """What must hold at every moment."""
+        await self.store.read(audit_books)
+        assert self.wallet.balances == {
+            name: -(await self.balance(name)) for name in self.wallet.balances
+        }, "the wallet and its mirror in the ledger"
+
+
+def audit_books(tx) -> None:
+    rows = tx._db.execute(
+        "SELECT entry_id, sum(amount_msat) FROM posting GROUP BY entry_id HAVING sum(amount_msat) <> 0"
+    )
+    assert rows.fetchall() == [], "every entry sums to zero"
+    accounts = dict(tx._db.execute("SELECT name, balance_msat FROM account").fetchall())
+    sums = dict(
+        tx._db.execute("SELECT account, sum(amount_msat) FROM posting GROUP BY account").fetchall()
+    )
+    assert {n: b for n, b in accounts.items() if b} == {n: s for n, s in sums.items() if s}, (
+        "balances are sums"
+    )
+    assert all(
+        b >= 0 for n, b in accounts.items() if not n.startswith("wallet:") and n != "revenue"
+    )
+
+
+@pytest.fixture
+def world(tmp_path):
+    clock = FakeClock()
+    wallet, engine, registry = FakeWallet(clock), FakeEngine(clock), FakeRegistry()
+    store = SqliteStore(tmp_path / "enclaved.sqlite")
+    ctx = make_context(store, wallet, engine, clock, registry)
+    yield World(ctx, clock, wallet, engine, registry, store, SecretKey.generate().pubkey)
+    store.close()
+
+
+@dataclass(frozen=True)
+class RealGround:
+    """A private dockerd and a registry on this machine, see bot/devstack."""
+
+    socket: str
+    cgroup_parent: str
+    registry: str
+    engine_address: str
+    folder: str
+    dockerd_pid: int
+
+
+@pytest.fixture(scope="session")
+def ground():
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for network namespaces and a private dockerd")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bot.devstack", "ground"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPO,
+    )
+    line = process.stdout.readline()
+    assert line, "the private Docker did not start"
+    yield RealGround(**json.loads(line))
+    process.stdin.close()
+    process.wait(60)
+    process.stdout.close()

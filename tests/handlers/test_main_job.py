@@ -1,0 +1,383 @@
+"""The life of a container on simulators: deploy, pay, run, draw down, pause, resume, stop, withdraw."""
+
+import pytest
+
+from handlers.domain.ledger import MAIN_WALLET, container_account
+from handlers.domain.lifecycle import Standing, State
+from handlers.errors import Code, Refusal
+from handlers.ports import CannotStart, IncomingState, PayStatus
+from tests.fakes import with_policy
+
+
+async def test_deploy_waits_for_payment_and_runs_nothing(world):
+    result = await world.call("deploy", docker="example.com/app:1", units=2)
+
+    row = await world.row(result["pubkey"])
+
+    assert (row.state, row.units) == (State.WAITING, 2)
+    assert result["invoice"]["amount"] == 10_000
+    await world.turn()
+    assert world.engine.containers == {}
+
+
+async def test_payment_starts_it_and_is_credited_once(world):
+    pubkey = await world.deployed()
+    for _ in range(3):
+        await world.turn()
+
+    assert await world.balance(container_account(pubkey)) == 5_000
+    assert world.engine.containers[pubkey]["up"]
+    await world.audit()
+
+
+async def test_it_runs_by_digest_never_by_tag(world):
+    pubkey = await world.deployed()
+
+    assert world.engine.containers[pubkey]["spec"].image == "example.com/app@sha256:" + "ab" * 32
+
+
+async def test_an_hour_costs_exactly_the_price(world):
+    pubkey = await world.deployed(amount_sat=100)
+    world.ctx = with_policy(world.ctx)
+    await world.run(3_600, step_s=7)
+    charged = 100_000 - await world.balance(container_account(pubkey))
+    ran = world.engine.total_ran_ms(pubkey)
+
+    # charged as far as the last full charge period; the rest is still to come
+    assert ran * 5_000 // 3_600_000 - charged <= 5_000 * 61 // 3_600 + 1
+    await world.audit()
+
+
+async def test_low_balance_is_told_once_then_it_pauses_then_a_topup_resumes(world):
+    pubkey = await world.deployed()
+    await world.run(3_700, step_s=10)
+    row = await world.row(pubkey)
+
+    assert State.PAUSED is row.state
+    assert not world.engine.containers[pubkey]["up"]
+    assert await world.balance(container_account(pubkey)) < 2
+    before = world.engine.total_ran_ms(pubkey)
+    await world.run(100, step_s=10)
+    assert before == world.engine.total_ran_ms(pubkey), "it does not run while it is not paid for"
+
+    result = await world.call("topup", "f" * 64, pubkey=pubkey, amount_sat=10)
+    world.wallet.settle(result["invoice"]["payment_hash"])
+    await world.run(3)
+    assert State.DEPLOYED is (await world.row(pubkey)).state
+    assert world.engine.containers[pubkey]["up"]
+    await world.audit()
+
+
+async def test_what_cannot_be_pulled_costs_nothing_and_is_withdrawable(world):
+    world.engine.problem = CannotStart("no such image", permanent=True)
+    pubkey = await world.deployed()
+    row = await world.row(pubkey)
+
+    assert (row.state, row.reason) == (State.FAILED, "no such image")
+    assert await world.balance(container_account(pubkey)) == 5_000
+    assert (await world.call("balance", pubkey=pubkey))["withdrawable_sat"] > 0
+
+
+async def test_what_exits_at_once_costs_nothing(world):
+    world.engine.exits_at_once = True
+    pubkey = await world.deployed()
+    await world.turn()
+
+    assert State.FAILED is (await world.row(pubkey)).state
+    assert await world.balance(container_account(pubkey)) == 5_000
+
+
+async def test_what_crashes_later_is_started_again_and_must_prove_itself(world):
+    pubkey = await world.deployed()
+    await world.run(70)
+    assert Standing.PROVEN is (await world.row(pubkey)).standing
+    world.engine.kill(pubkey)
+    await world.turn()
+
+    assert world.engine.containers[pubkey]["up"]
+    assert Standing.STARTED is (await world.row(pubkey)).standing
+
+
+async def test_an_engine_that_is_briefly_away_is_waited_for(world):
+    world.engine.problem = CannotStart("connection refused", permanent=False)
+    pubkey = await world.deployed()
+    assert State.DEPLOYED is (await world.row(pubkey)).state
+    world.engine.problem = None
+    await world.turn()
+
+    assert world.engine.containers[pubkey]["up"]
+
+
+async def test_unpaid_places_expire_and_late_payments_are_credited(world):
+    result = await world.call("deploy", docker="example.com/app:1", units=50)
+    pubkey = result["pubkey"]
+    assert await world.store.read(lambda tx: tx.held_units()) == 50
+    await world.run(700, step_s=100)
+    assert State.EXPIRED is (await world.row(pubkey)).state
+    assert await world.store.read(lambda tx: tx.held_units()) == 0
+
+    world.wallet.settle(result["invoice"]["payment_hash"])
+    await world.run(1_300, step_s=100)
+    assert State.EXPIRED is (await world.row(pubkey)).state
+    assert await world.balance(container_account(pubkey)) == 250_000
+    invoice = world.wallet.mint(MAIN_WALLET, 100_000, None, 600)
+    world.wallet.invoices.pop(invoice.payment_hash)
+    assert (
+        (await world.call("withdraw", pubkey=pubkey, invoice=invoice.bolt11))["state"] == "settled"
+    )
+
+
+async def test_capacity_is_not_oversold(world):
+    await world.deployed(units=50)
+    await world.deployed(units=40)
+    refused = await world.call("deploy", docker="example.com/app:1", units=11)
+
+    assert Code.UNAVAILABLE is refused.code
+    assert not isinstance(
+        await world.call("deploy", docker="example.com/app:1", units=10), Refusal
+    )
+
+
+async def test_one_caller_may_hold_only_a_few_unpaid(world):
+    for _ in range(3):
+        assert not isinstance(
+            await world.call("deploy", docker="example.com/app:1", units=1), Refusal
+        )
+
+    assert (
+        Code.RATE_LIMITED is (await world.call("deploy", docker="example.com/app:1", units=1)).code
+    )
+    other = await world.call("deploy", "f" * 64, docker="example.com/app:1", units=1)
+    assert not isinstance(other, Refusal)
+
+
+async def test_a_long_pause_gives_the_units_back_but_keeps_the_data(world):
+    pubkey = await world.deployed(units=50)
+    await world.run(3_700, step_s=50)
+    assert State.PAUSED is (await world.row(pubkey)).state
+    await world.run(3_700, step_s=100)
+    assert State.SHELVED is (await world.row(pubkey)).state
+    assert await world.store.read(lambda tx: tx.held_units()) == 0
+    assert pubkey in world.engine.containers, "its data is kept"
+
+    world.clock.advance(15 * 24 * 3_600)
+    await world.turn()
+    assert State.STOPPED is (await world.row(pubkey)).state
+    assert pubkey not in world.engine.containers
+    assert set() == await world.store.read(lambda tx: tx.taken_ports())
+
+
+async def test_a_shelved_container_that_is_paid_waits_for_room(world):
+    pubkey = await world.deployed(units=50)
+    await world.run(7_500, step_s=100)
+    other = [await world.deployed(units=50), await world.deployed(units=50)]
+    topup = await world.call("topup", pubkey=pubkey, amount_sat=1_000)
+    world.wallet.settle(topup["invoice"]["payment_hash"])
+    await world.turn()
+    assert State.SHELVED is (await world.row(pubkey)).state
+    assert Code.UNAVAILABLE is (await world.call("restart", pubkey=pubkey)).code
+
+    await world.call("stop", pubkey=other[0], force=True)
+    assert (await world.call("restart", pubkey=pubkey))["state"] == "deployed"
+
+
+async def test_stop_asks_first_deletes_then_and_keeps_the_balance(world):
+    pubkey = await world.deployed()
+    asked = await world.call("stop", pubkey=pubkey)
+    assert asked["confirm"]
+    assert State.DEPLOYED is (await world.row(pubkey)).state
+    done = await world.call("stop", pubkey=pubkey)
+    await world.turn()
+
+    assert not done["confirm"]
+    assert pubkey not in world.engine.containers
+    assert await world.balance(container_account(pubkey)) == 5_000
+
+
+async def test_a_confirmation_that_comes_too_late_asks_again(world):
+    pubkey = await world.deployed(amount_sat=100)
+    await world.call("stop", pubkey=pubkey)
+    world.clock.advance(601)
+
+    assert (await world.call("stop", pubkey=pubkey))["confirm"]
+
+
+@pytest.mark.parametrize("method", ["info", "logs", "restart", "stop", "withdraw"])
+async def test_only_the_admin_may(world, method):
+    pubkey = await world.deployed()
+    params = (
+        {"invoice": world.wallet.mint("x", 1_000, None, 60).bolt11} if method == "withdraw" else {}
+    )
+
+    refused = await world.call(method, "f" * 64, pubkey=pubkey, **params)
+
+    assert Code.RESTRICTED is refused.code
+    assert State.DEPLOYED is (await world.row(pubkey)).state
+
+
+async def test_info_never_shows_values_of_the_environment(world):
+    pubkey = await world.deployed(env={"TOKEN": "hunter2"})
+    shown = str(await world.call("info", pubkey=pubkey)) + repr(await world.row(pubkey))
+
+    assert "TOKEN" in shown
+    assert "hunter2" not in shown
+    assert world.engine.containers[pubkey]["spec"].env["TOKEN"] == "hunter2"
+
+
+# -- withdrawals ------------------------------------------------------------------------------------
+
+
+async def withdrawal(world, pubkey, amount_msat=1_000):
+    invoice = world.wallet.mint("stranger", amount_msat, None, 600)
+    world.wallet.invoices.pop(invoice.payment_hash)
+    return invoice, await world.call("withdraw", pubkey=pubkey, invoice=invoice.bolt11)
+
+
+async def test_withdraw_pays_and_returns_the_unused_reserve(world):
+    pubkey = await world.deployed(amount_sat=100)
+    world.wallet.fee_msat = 500
+    _, result = await withdrawal(world, pubkey, 50_000)
+
+    assert result["state"] == "settled"
+    assert await world.balance(container_account(pubkey)) == 100_000 - 50_000 - 500
+    await world.audit()
+
+
+async def test_fees_beyond_the_reserve_are_ours(world):
+    pubkey = await world.deployed(amount_sat=100)
+    world.wallet.fee_msat = 5_000
+    await withdrawal(world, pubkey, 50_000)
+
+    assert await world.balance(container_account(pubkey)) == 100_000 - 50_000 - 2_500
+    assert await world.balance("revenue") == -2_500
+    await world.audit()
+
+
+async def test_a_failed_withdrawal_takes_nothing_and_may_be_tried_again(world):
+    pubkey = await world.deployed(amount_sat=100)
+    world.wallet.next_pay = PayStatus.FAILED
+    invoice, refused = await withdrawal(world, pubkey)
+    assert Code.UNAVAILABLE is refused.code
+    assert await world.balance(container_account(pubkey)) == 100_000
+
+    assert (
+        (await world.call("withdraw", pubkey=pubkey, invoice=invoice.bolt11))["state"] == "settled"
+    )
+    await world.audit()
+
+
+@pytest.mark.parametrize("end", [PayStatus.SETTLED, PayStatus.FAILED])
+async def test_an_unknown_withdrawal_waits_for_the_wallets_word(world, end):
+    pubkey = await world.deployed(amount_sat=100)
+    world.wallet.next_pay = PayStatus.UNKNOWN
+    invoice, result = await withdrawal(world, pubkey, 50_000)
+    assert result["state"] == "unknown"
+    again = await world.call("withdraw", pubkey=pubkey, invoice=invoice.bolt11)
+    assert Code.INVALID is again.code, "the same invoice is not paid a second time"
+    await world.run(300, step_s=30)
+    assert await world.balance(container_account(pubkey)) <= 100_000 - 50_000
+
+    world.wallet.finish(invoice.payment_hash, end)
+    await world.turn()
+    assert world.wallet.pays_sent == 1
+    await world.audit()
+
+
+async def test_a_request_that_never_arrived_is_failed_only_after_it_expired(world):
+    pubkey = await world.deployed(amount_sat=100)
+    world.wallet.next_pay = PayStatus.NOT_FOUND
+    await withdrawal(world, pubkey, 50_000)
+    await world.run(100, step_s=10)
+    assert len(await world.store.read(lambda tx: tx.unknown_outgoing())) == 1
+    await world.run(60, step_s=10)
+
+    assert await world.store.read(lambda tx: tx.unknown_outgoing()) == []
+    assert await world.balance(container_account(pubkey)) > 99_000
+    await world.audit()
+
+
+async def test_a_lost_answer_is_found_in_the_wallets_book(world):
+    pubkey = await world.deployed(amount_sat=100)
+    world.wallet.answer_pay = False
+    _, result = await withdrawal(world, pubkey, 50_000)
+    assert result["state"] == "unknown"
+    await world.turn()
+
+    assert await world.store.read(lambda tx: tx.unknown_outgoing()) == []
+    await world.audit()
+
+
+async def test_more_than_the_balance_cannot_be_withdrawn(world):
+    pubkey = await world.deployed(amount_sat=100)
+    _, refused = await withdrawal(world, pubkey, 99_000)
+
+    assert Code.INSUFFICIENT_BALANCE is refused.code
+    most = (await world.call("balance", pubkey=pubkey))["withdrawable_sat"]
+    _, done = await withdrawal(world, pubkey, most * 1_000)
+    assert done["state"] == "settled"
+
+
+# -- hostile wallets --------------------------------------------------------------------------------
+
+
+async def test_a_settlement_over_less_than_the_invoice_is_no_settlement(world):
+    world.wallet.wrong_amount = True
+    pubkey = await world.deployed()
+
+    assert State.WAITING is (await world.row(pubkey)).state
+    assert await world.balance(container_account(pubkey)) == 0
+
+
+async def test_a_silent_wallet_makes_nobody_poorer(world):
+    pubkey = await world.deployed()
+    world.wallet.silent = True
+    refused = await world.call("topup", pubkey=pubkey, amount_sat=5)
+    await world.run(10)
+
+    assert Code.UNAVAILABLE is refused.code
+    assert State.DEPLOYED is (await world.row(pubkey)).state
+
+
+async def test_settled_then_not_changes_nothing(world):
+    pubkey = await world.deployed()
+    for invoice in world.wallet.invoices.values():
+        invoice["settled"] = False
+    await world.run(30)
+
+    assert State.DEPLOYED is (await world.row(pubkey)).state
+    assert (
+        IncomingState.NOT_YET
+        is (await world.wallet.look_up(next(iter(world.wallet.invoices)), None)).state
+    )
+
+
+# -- per-container wallets --------------------------------------------------------------------------
+
+
+async def test_per_container_wallets_hold_the_money_and_are_swept(world):
+    from handlers.sweep import sweep
+
+    world.wallet.per_container = True
+    pubkey = await world.deployed(amount_sat=1_000)
+    wallet = f"wallet:{pubkey}"
+    assert world.wallet.balances[wallet] == 1_000_000
+    world.ctx = with_policy(world.ctx, sweep_msat=1_000)
+    await world.run(3_600, step_s=20)
+    await sweep(world.ctx)
+
+    assert world.wallet.balances[MAIN_WALLET] >= 4_000
+    assert world.wallet.balances[wallet] >= await world.balance(container_account(pubkey))
+    await world.audit()
+
+
+async def test_money_that_came_by_itself_is_credited_once(world):
+    from handlers.settle import look_at_wallet_of
+
+    world.wallet.per_container = True
+    pubkey = await world.deployed()
+    world.wallet.deposit(f"wallet:{pubkey}", 21_000)
+    for _ in range(3):
+        await look_at_wallet_of(world.ctx, pubkey)
+
+    assert await world.balance(container_account(pubkey)) == 26_000
+    await world.audit()
