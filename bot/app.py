@@ -100,7 +100,7 @@ async def build(config: Config) -> AsyncIterator[App]:
     clock, wakes, this_boot = SystemClock(), Wakes(), boot_id()
     store = SqliteStore(state / "enclaved.sqlite")
     seen = SeenStore(state / "seen.sqlite")
-    engine = DockerEngine(_docker_config(config, key), this_boot)
+    engine = DockerEngine(_docker_config(config, key), this_boot, clock)
     registry = OciRegistry(config.registry)
     relay, own_urls = _embedded_relay(config, key, clock)
     pool = RelayPool(clock, auth_key=key)
@@ -256,17 +256,24 @@ async def _requests(app: App, receive: trio.MemoryReceiveChannel[tuple[Event, bo
     async with trio.open_nursery() as nursery:
         async for event, verified in receive:
             # Taken here, given back by the task: when all are busy, the queue fills, then the relays wait.
-            await limiter.acquire_on_behalf_of(event.id)
-            nursery.start_soon(_request, app, event, verified, limiter)
+            place = object()
+            await limiter.acquire_on_behalf_of(place)
+            nursery.start_soon(_request, app, event, verified, limiter, place)
 
 
-async def _request(app: App, event: Event, verified: bool, limiter: trio.CapacityLimiter) -> None:
+async def _request(
+    app: App,
+    event: Event,
+    verified: bool,
+    limiter: trio.CapacityLimiter,
+    place: object,
+) -> None:
     try:
         await _answer(app, event, verified=verified)
     except Exception:
         log.exception("request failed", event_id=event.id)
     finally:
-        limiter.release_on_behalf_of(event.id)
+        limiter.release_on_behalf_of(place)
 
 
 async def _answer(app: App, event: Event, *, verified: bool) -> None:

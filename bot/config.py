@@ -164,4 +164,6 @@ def _value(kind: Any, value: object, where: str) -> Any:
     # bool is an int in Python, not here.
     if origin is None and type(value) is kind:
         return value
-    raise ConfigError(f"{where} must be {getattr(kind, '__name__', kind)}, not {value!r}")
+    raise ConfigError(
+        f"{where} must be {getattr(kind, '__name__', kind)}, not a {type(value).__name__}"
+    )

@@ -1,4 +1,4 @@
-"""Publishes what the handlers queued in their transactions, until a relay has it."""
+"""Publishes what the handlers queued in their transactions, until every relay named has it."""
 
 import trio
 
@@ -9,7 +9,7 @@ from nips.event import parse_event_json_untrusted
 
 BATCH = 100
 AT_ONCE = 8
-GIVE_UP_S = 24 * 3600
+GIVE_UP_S = 6 * 3600
 MOST_WAIT_S = 600
 
 
@@ -27,12 +27,12 @@ async def _deliver(
     store: Store, outlet: Outlet, clock: Clock, item: OutboxItem, limiter: trio.CapacityLimiter
 ) -> None:
     async with limiter:
-        delivered = await outlet.deliver(
+        missing = await outlet.deliver(
             parse_event_json_untrusted(item.event_json), item.relay_urls
         )
     now = clock.now()
-    if delivered or now - item.created_at > GIVE_UP_S:
+    if not missing or now - item.created_at > GIVE_UP_S:
         await store.write(lambda tx: tx.outbox_sent(item.item_id))
     else:
         wait_s = min(MOST_WAIT_S, 2 ** min(item.attempts, 10))
-        await store.write(lambda tx: tx.outbox_later(item.item_id, now + wait_s))
+        await store.write(lambda tx: tx.outbox_later(item.item_id, now + wait_s, missing))

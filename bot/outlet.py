@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import trio
+
 from bot.relay.connection import Outcome
+from bot.relay.courier import bring
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
 from nips.event import Event
@@ -24,17 +27,25 @@ class Outlet:
             self._server.publish(event)
         await self._pool.publish(event, wait_ok=False)
 
-    async def deliver(self, event: Event, relay_urls: Sequence[str]) -> bool:
-        """Whether at least one of these relays has it now."""
-        urls = [url.rstrip("/") for url in relay_urls]
-        delivered = False
-        if self._server is not None and self._own_urls.intersection(urls):
+    async def deliver(self, event: Event, relay_urls: Sequence[str]) -> list[str]:
+        """Bring it to these relays; which of them do not have it yet."""
+        missing: list[str] = []
+
+        async def to(url: str) -> None:
+            if not await self._deliver_to(event, url.rstrip("/")):
+                missing.append(url)
+
+        async with trio.open_nursery() as nursery:
+            for url in dict.fromkeys(relay_urls):
+                nursery.start_soon(to, url)
+        return missing
+
+    async def _deliver_to(self, event: Event, url: str) -> bool:
+        if url in self._own_urls and self._server is not None:
             self._server.publish(event)
-            delivered = True
-        others = [
-            url
-            for url in urls
-            if url not in self._own_urls and url.startswith(("ws://", "wss://"))
-        ]
-        outcomes = await self._pool.publish(event, others)
-        return delivered or any(o.outcome is Outcome.ACCEPTED for o in outcomes.values())
+            return True
+        if url in self._pool.urls:
+            outcomes = await self._pool.publish(event, [url])
+            return outcomes[url].outcome is Outcome.ACCEPTED
+        # A relay that a stranger named: it must not become one of ours.
+        return await bring(event, url)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from handlers.context import Context
 from handlers.domain.ledger import charge, container_account
 from handlers.domain.lifecycle import Happening, Standing, State
-from handlers.domain.meter import Account, Due, Next, Run, due
+from handlers.domain.meter import Account, Due, Ended, Next, Run, due
 from handlers.ports import Tx
 from handlers.records import Container
 from handlers.transitions import advance, tell_admin
@@ -15,6 +15,7 @@ from handlers.transitions import advance, tell_admin
 async def tick(ctx: Context) -> None:
     """One look at every container that runs; writes only what is due."""
     runs = ctx.engine.runs()
+    await _charge_ended(ctx)
     if not runs:
         return
     now_ms = ctx.clock.boot_ms()
@@ -26,15 +27,30 @@ async def tick(ctx: Context) -> None:
             ctx.wake.announce()
 
 
+async def _charge_ended(ctx: Context) -> None:
+    """The last stretch of runs that are over: else a container that dies before each charge runs free."""
+    for ended in ctx.engine.take_ended():
+        await ctx.store.write(lambda tx, e=ended: _charge_tail(tx, ctx, e))  # type: ignore[misc]
+
+
+def _charge_tail(tx: Tx, ctx: Context, ended: Ended) -> None:
+    row = tx.container(ended.pubkey)
+    if row is not None:
+        _charge_up_to(tx, ctx, row, ended.run, ended.last_seen_ms)
+
+
 def charge_now(tx: Tx, ctx: Context, row: Container, run: Run | None) -> None:
     """Charge a container up to this moment, before it is stopped on purpose or money is taken out."""
     if run is None or row.state is not State.DEPLOYED:
         return
-    now_ms = ctx.clock.boot_ms()
+    _charge_up_to(tx, ctx, row, run, ctx.clock.boot_ms())
+
+
+def _charge_up_to(tx: Tx, ctx: Context, row: Container, run: Run, now_ms: int) -> None:
     every = replace(ctx.policy.rhythm, charge_every_ms=0)
     found = due(_account(tx, row), run, now_ms, every)
     if found is not None:
-        _write(tx, ctx, row, found)
+        _write(tx, ctx, row, found, proves=False)
 
 
 def _anything_due(tx: Tx, ctx: Context, runs: Mapping[str, Run], now_ms: int) -> bool:
@@ -45,7 +61,7 @@ def _charge_all(tx: Tx, ctx: Context, runs: Mapping[str, Run], now_ms: int) -> i
     paused = 0
     # A list: charging changes the rows that are being looked at.
     for row, found in list(_all_due(tx, ctx, runs, now_ms)):
-        _write(tx, ctx, row, found)
+        _write(tx, ctx, row, found, proves=True)
         paused += found.then is Next.PAUSE
     return paused
 
@@ -72,15 +88,19 @@ def _account(tx: Tx, row: Container) -> Account:
     )
 
 
-def _write(tx: Tx, ctx: Context, row: Container, found: Due) -> None:
+def _write(tx: Tx, ctx: Context, row: Container, found: Due, *, proves: bool) -> None:
     now = ctx.clock.now()
     meter = found.meter
     entry = charge(row.pubkey, meter.boot_id, meter.start_tick, found.from_ms, found.amount_msat)
     if found.amount_msat and not tx.post(entry, now):
         return
     tx.save_meter(row.pubkey, meter)
+    if row.state is not State.DEPLOYED:
+        return
     warn = found.then is not Next.GO_ON and not row.low_noticed
-    row = replace(row, standing=Standing.PROVEN, low_noticed=row.low_noticed or warn)
+    # Only a run that is alive proves anything about the one that the store expects.
+    standing = Standing.PROVEN if proves else row.standing
+    row = replace(row, standing=standing, low_noticed=row.low_noticed or warn)
     tx.save_container(row)
     if found.then is Next.WARN:
         tell_admin(tx, ctx, row, "has little balance left; top it up to keep it running.", now)

@@ -13,7 +13,7 @@ from handlers.domain.image import ImageRef
 from handlers.domain.ledger import Entry
 from handlers.domain.lifecycle import State
 from handlers.domain.limits import Limits
-from handlers.domain.meter import Meter, Run
+from handlers.domain.meter import Ended, Meter, Run
 from handlers.domain.plan import Found
 from handlers.domain.quote import Quote
 from handlers.records import Container, InvoiceRecord, OutboxItem, Outgoing, PublishedPort
@@ -66,7 +66,7 @@ class Tx(Protocol):
 
     def outbox(self, now: int, limit: int) -> list[OutboxItem]: ...
     def outbox_sent(self, item_id: int) -> None: ...
-    def outbox_later(self, item_id: int, next_at: int) -> None: ...
+    def outbox_later(self, item_id: int, next_at: int, relay_urls: Sequence[str]) -> None: ...
 
 
 class Store(Protocol):
@@ -224,6 +224,9 @@ class Engine(Protocol):
     async def logs(self, pubkey: str, lines: int) -> str: ...
     async def exit_reason(self, pubkey: str) -> str: ...
     def runs(self) -> dict[str, Run]: ...
+    def take_ended(self) -> list[Ended]:
+        """Runs that were seen alive and are over now; each is handed out once."""
+        ...
 
 
 class Clock(Protocol):

@@ -43,14 +43,13 @@ async def carry_out(ctx: Context, pubkey: str, do: Do) -> bool:
         case Do.REMOVE:
             await ctx.engine.remove(pubkey, keep_volumes=False)
         case Do.GIVE_UP:
-            reason = await ctx.engine.exit_reason(pubkey)
-            await _give_up(ctx, pubkey, reason)
+            await _give_up_on_exit(ctx, pubkey)
     return True
 
 
 async def _start(ctx: Context, pubkey: str) -> bool:
-    row = await ctx.store.read(lambda tx: tx.container(pubkey))
-    if row is None or row.state is not State.DEPLOYED:
+    row = await ctx.store.write(lambda tx: _owe_start(tx, pubkey, ctx.clock.now()))
+    if row is None:
         return True
     problem = await ctx.engine.start(_spec(ctx, row))
     if problem is not None:
@@ -63,6 +62,17 @@ async def _start(ctx: Context, pubkey: str) -> bool:
     return True
 
 
+def _owe_start(tx: Tx, pubkey: str, now: int) -> Container | None:
+    """The row, if it must run; a start that was not owed before is owed from now on."""
+    row = tx.container(pubkey)
+    if row is None or row.state is not State.DEPLOYED:
+        return None
+    if row.standing is not Standing.DUE:
+        row = replace(row, standing=Standing.DUE, owed_since=now)
+        tx.save_container(row)
+    return row
+
+
 def _started(tx: Tx, pubkey: str, generation: int) -> bool:
     """Note that it was started; False when that is not wanted any more."""
     row = tx.container(pubkey)
@@ -73,17 +83,24 @@ def _started(tx: Tx, pubkey: str, generation: int) -> bool:
 
 
 async def _cannot_start(ctx: Context, row: Container, problem: CannotStart) -> bool:
-    late = ctx.clock.now() - row.state_since > ctx.policy.start_deadline_s
+    late = ctx.clock.now() - row.owed_since > ctx.policy.start_deadline_s
     if not problem.permanent and not late:
         return False
-    await _give_up(ctx, row.pubkey, problem.reason)
+    await _give_up(ctx, row.pubkey, row.generation, problem.reason)
     return True
 
 
-async def _give_up(ctx: Context, pubkey: str, reason: str) -> None:
+async def _give_up_on_exit(ctx: Context, pubkey: str) -> None:
+    row = await ctx.store.read(lambda tx: tx.container(pubkey))
+    if row is not None:
+        await _give_up(ctx, pubkey, row.generation, await ctx.engine.exit_reason(pubkey))
+
+
+async def _give_up(ctx: Context, pubkey: str, generation: int, reason: str) -> None:
     def write(tx: Tx) -> None:
         row = tx.container(pubkey)
-        if row is not None:
+        # One that was restarted meanwhile is another try.
+        if row is not None and row.generation == generation:
             advance(tx, ctx, row, Happening.CANNOT_RUN, ctx.clock.now(), reason[:300])
 
     await ctx.store.write(write)

@@ -34,6 +34,7 @@ class Container:
     reason: str | None = None  # why it failed, for its admin
     generation: int = 1  # raised by restart; the engine's container carries it as a label
     standing: Standing = Standing.DUE
+    owed_since: int = 0  # Unix time since when a start is owed
     env: dict[str, str] = field(default_factory=dict, repr=False)
     volumes: tuple[str, ...] = ()
     ports: tuple[PublishedPort, ...] = ()

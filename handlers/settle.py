@@ -13,8 +13,7 @@ from handlers.domain.lifecycle import Happening, State, next_state
 from handlers.ports import Incoming, IncomingState, Tx
 from handlers.records import Container, InvoiceRecord, InvoiceState
 from handlers.transitions import advance, is_covered, tell_admin
-from nips.event import parse_event_json_untrusted
-from nips.nip57 import ZapRequest, build_zap_receipt
+from nips.nip57 import build_zap_receipt, parse_zap_request_untrusted
 
 BATCH = 50
 # (age of the invoice in seconds, seconds until the next look): quick at first, then patient.
@@ -124,17 +123,21 @@ def _queue_receipt(
 ) -> None:
     if invoice.zap_request is None:
         return
-    event = parse_event_json_untrusted(invoice.zap_request)
-    relays = next((t[1:] for t in event.tags if t[0] == "relays"), ())
+    # Checked when the invoice was asked for; parsed again, since it was only text in between.
+    request = parse_zap_request_untrusted(
+        invoice.zap_request, recipient=invoice.container, amount_msat=invoice.amount_msat
+    )
     receipt = build_zap_receipt(
         ctx.key,
-        ZapRequest(event, invoice.zap_request, relays),
+        request,
         bolt11=invoice.bolt11,
         preimage=incoming.preimage,
         paid_at=incoming.settled_at or now,
     )
     # The zapper names relays; ours carry it too, where the container's followers look.
-    tx.enqueue(receipt, tuple(dict.fromkeys([*relays[:5], *ctx.places.relay_urls])), now)
+    tx.enqueue(
+        receipt, tuple(dict.fromkeys([*request.relay_urls[:5], *ctx.places.relay_urls])), now
+    )
 
 
 def _patience(age_s: int) -> int:

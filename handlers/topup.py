@@ -9,7 +9,11 @@ from handlers.errors import Code, Refusal, invalid
 from handlers.invoicing import invoice_result, mint, record, too_many_open
 from handlers.owned import payable
 from handlers.params import PUBKEY, integer, param
-from handlers.ports import Minted
+from handlers.ports import Minted, Tx
+
+_TOO_MANY = Refusal(
+    Code.RATE_LIMITED, "this container has too many unpaid invoices; pay one or wait"
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class TopupParams:
 async def topup(ctx: Context, caller: Caller, params: TopupParams) -> dict[str, Any] | Refusal:
     """A plain invoice, recorded before it is shown."""
     description = "container top-up"
-    minted = await mint_for(ctx, params.pubkey, params.amount_sat * MSAT_PER_SAT, description)
+    minted = await mint_for(
+        ctx, caller.pubkey, params.pubkey, params.amount_sat * MSAT_PER_SAT, description
+    )
     if isinstance(minted, Refusal):
         return minted
     return {"pubkey": params.pubkey, "invoice": invoice_result(minted, description)}
@@ -31,6 +37,7 @@ async def topup(ctx: Context, caller: Caller, params: TopupParams) -> dict[str, 
 
 async def mint_for(
     ctx: Context,
+    caller: str | None,
     pubkey: str,
     amount_msat: int,
     description: str,
@@ -45,15 +52,20 @@ async def mint_for(
     row = await ctx.store.read(lambda tx: payable(tx, pubkey))
     if isinstance(row, Refusal):
         return row
-    if await ctx.store.read(lambda tx: too_many_open(tx, ctx, pubkey, now)):
-        return Refusal(
-            Code.RATE_LIMITED, "this container has too many unpaid invoices; pay one or wait"
-        )
+    if await ctx.store.read(lambda tx: too_many_open(tx, ctx, row, caller, now)):
+        return _TOO_MANY
     minted = await mint(ctx, pubkey, row.wallet, amount_msat, description, description_hash)
     if isinstance(minted, Refusal):
         return minted
-    await ctx.store.write(lambda tx: record(tx, minted, pubkey, row.wallet, now, zap_request))
-    return minted
+
+    def write(tx: Tx) -> bool:
+        # Counted again where it counts: others asked meanwhile.
+        if too_many_open(tx, ctx, row, caller, now):
+            return False
+        record(tx, minted, pubkey, row.wallet, now, zap_request)
+        return True
+
+    return minted if await ctx.store.write(write) else _TOO_MANY
 
 
 def tell_topup(result: dict[str, Any]) -> str:

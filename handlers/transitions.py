@@ -41,6 +41,7 @@ def advance(
         dirty=True,
         # Whatever leads here, a start is owed, and the run that follows must prove itself.
         standing=Standing.DUE,
+        owed_since=now,
         generation=row.generation + (happening is Happening.RESTART_ASKED),
         stop_asked_at=None,
     )

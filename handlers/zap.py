@@ -43,7 +43,7 @@ async def pay_callback(
         except BadRequest as error:
             return invalid(str(error))
         description_hash = checked.description_hash
-    minted = await mint_for(ctx, pubkey, amount_msat, "zap", description_hash, zap_request)
+    minted = await mint_for(ctx, None, pubkey, amount_msat, "zap", description_hash, zap_request)
     if isinstance(minted, Refusal):
         return minted
     return lnurl.invoice_answer(minted.bolt11)

@@ -184,6 +184,21 @@ def encode(*parts: object) -> bytes:
     return orjson.dumps(parts)
 
 
+def encode_refusal(frame: str | bytes, reason: str) -> bytes:
+    """The answer to a frame that cannot be decoded: OK or CLOSED where it says for what, else NOTICE."""
+    try:
+        parts = _array(frame)
+    except BadMessage:
+        return encode("NOTICE", f"invalid: {reason}")
+    match parts:
+        case ["EVENT", {"id": str(event_id)}, *_]:
+            return encode("OK", event_id[:64], False, f"invalid: {reason}")
+        case ["REQ" | "COUNT", str(sub_id), *_] if 1 <= len(sub_id) <= MAX_SUB_ID:
+            return encode("CLOSED", sub_id, f"invalid: {reason}")
+        case _:
+            return encode("NOTICE", f"invalid: {reason}")
+
+
 def _array(frame: str | bytes) -> list[object]:
     # orjson refuses nesting beyond 1024 levels, so depth cannot exhaust the stack.
     try:

@@ -1,7 +1,10 @@
 """NIP-10: which note a note answers, and how an answer is tagged."""
 
 from nips import kinds
+from nips.crypto import is_pubkey
 from nips.event import Event, Tag
+
+MAX_PEOPLE = 10
 
 
 def thread_root(note: Event) -> str:
@@ -29,5 +32,7 @@ def reply_tags(parent: Event, relay_url: str) -> list[Tag]:
             ("e", root, relay_url, "root"),
             ("e", parent.id, relay_url, "reply", parent.pubkey),
         ]
-    people = dict.fromkeys([parent.pubkey, *parent.tag_values("p")])
+    # Bounded: we sign this, and a note may name thousands.
+    others = [pubkey for pubkey in parent.tag_values("p")[:MAX_PEOPLE] if is_pubkey(pubkey)]
+    people = dict.fromkeys([parent.pubkey, *others])
     return tags + [("p", pubkey) for pubkey in people]

@@ -17,7 +17,11 @@ class RelayLimits:
     max_event_tags: int = 2_000
     max_content_bytes: int = 128 * 1024
     max_connections: int = 1_000
+    max_stored_bytes: int = 256 * 1024 * 1024
     events_per_minute: int = 6_000
+    queries_per_minute: int = 600
+    # A client that has not been heard of for so long, pings included, is gone.
+    silent_s: int = 120
     future_s: int = 900
     # Bytes that may wait for a slow reader before it is disconnected.
     max_queued_bytes: int = 8 * 1024 * 1024

@@ -8,4 +8,5 @@ def is_expired(event: Event, now: int) -> bool:
     expiration = event.tag("expiration")
     if expiration is None:
         return False
-    return not expiration.isdecimal() or int(expiration) <= now
+    is_number = expiration.isascii() and expiration.isdecimal() and len(expiration) <= 15
+    return not is_number or int(expiration) <= now

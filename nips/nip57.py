@@ -10,6 +10,7 @@ from nips import kinds
 from nips.errors import BadInput, BadRequest
 from nips.event import Event, Tag, parse_event_json_untrusted, sign_event, verify_event
 from nips.keys import SecretKey
+from nips.relay_url import BadRelayUrl, parse_relay_url_untrusted
 
 MAX_REQUEST = 8_192
 MAX_RELAYS = 10
@@ -53,7 +54,11 @@ def parse_zap_request_untrusted(raw: str, *, recipient: str, amount_msat: int) -
     relays = next((t[1:] for t in event.tags if t[0] == "relays"), ())
     if not relays:
         raise BadRequest("a zap request names relays for the receipt")
-    return ZapRequest(event, raw, tuple(relays[:MAX_RELAYS]))
+    try:
+        urls = tuple(parse_relay_url_untrusted(url) for url in relays[:MAX_RELAYS])
+    except BadRelayUrl as error:
+        raise BadRequest(str(error)) from error
+    return ZapRequest(event, raw, urls)
 
 
 def build_zap_receipt(

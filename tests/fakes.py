@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from handlers.context import Context, Places, Policy
 from handlers.domain.ledger import MAIN_WALLET
-from handlers.domain.meter import Run
+from handlers.domain.meter import Ended, Run
 from handlers.domain.plan import Found, Live
 from handlers.ports import (
     CannotStart,
@@ -193,6 +193,8 @@ class FakeEngine:
     exits_at_once: bool = False
     started: int = 0
     ran_ms: dict[str, int] = field(default_factory=dict)
+    last_seen: dict[str, int] = field(default_factory=dict)
+    ended: list[Ended] = field(default_factory=list)
 
     async def found(self) -> dict[str, Found]:
         return {
@@ -224,6 +226,9 @@ class FakeEngine:
         container = self.containers.get(pubkey)
         if container is not None and container["up"]:
             container["up"] = False
+            run = Run(self.boot_id, container["tick"], container["since"])
+            if pubkey in self.last_seen:
+                self.ended.append(Ended(pubkey, run, self.last_seen.pop(pubkey)))
             self.ran_ms[pubkey] = (
                 self.ran_ms.get(pubkey, 0) + self.clock.boot_ms() - container["since"]
             )
@@ -235,11 +240,21 @@ class FakeEngine:
         return "it does not stay up: exit code 1"
 
     def runs(self) -> dict[str, Run]:
-        return {
+        alive = {
             p: Run(self.boot_id, c["tick"], c["since"])
             for p, c in self.containers.items()
             if c["up"]
         }
+        self.last_seen |= dict.fromkeys(alive, self.clock.boot_ms())
+        return alive
+
+    def take_ended(self) -> list[Ended]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def forget(self) -> None:
+        """The server died: what its adapter only had in memory is gone."""
+        self.ended, self.last_seen = [], {}
 
     def total_ran_ms(self, pubkey: str) -> int:
         container = self.containers.get(pubkey)

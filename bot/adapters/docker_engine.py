@@ -9,22 +9,23 @@ bounded log, and a volume of ours for every VOLUME that the image declares.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 import docker
 import requests
 import trio
+import urllib3
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import LogConfig
 
 from bot.adapters import seccomp
 from bot.adapters.proc_meter import ProcMeter
 from handlers.domain.limits import CPU_PERIOD_US, image_fits
-from handlers.domain.meter import Run
+from handlers.domain.meter import Ended, Run
 from handlers.domain.plan import Found, Live
-from handlers.ports import CannotStart, ContainerSpec
+from handlers.ports import CannotStart, Clock, ContainerSpec
 
 T = TypeVar("T")
 OWNER = "enclaved.instance"
@@ -42,7 +43,8 @@ CAPABILITIES = (
     "SETPCAP",
     "SETUID",
 )
-MAX_STARTS = 4
+MAX_STARTS, MAX_PULLS = 4, 8
+PULL_S = 600
 STOP_S = 10
 MAX_LOG_BYTES = 1_000_000
 # Docker restarts a container that fails this often; afterwards `plan` decides.
@@ -64,7 +66,7 @@ class DockerConfig:
     cgroup_parent: str = "/docker"
     # The address of this machine's network namespace that published ports bind to.
     publish_host: str = "0.0.0.0"  # noqa: S104 - tenants' ports are meant to be reached
-    credentials: Mapping[str, str] | None = None
+    credentials: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 class EngineUnusable(Exception):
@@ -74,13 +76,14 @@ class EngineUnusable(Exception):
 class DockerEngine:
     """`handlers.ports.Engine`."""
 
-    def __init__(self, config: DockerConfig, boot_id: str) -> None:
+    def __init__(self, config: DockerConfig, boot_id: str, clock: Clock) -> None:
         self._config = config
         self._client = docker.DockerClient(
             base_url=f"unix://{config.socket}", timeout=120, max_pool_size=16
         )
-        self._meter = ProcMeter(config.cgroup_parent, boot_id)
+        self._meter = ProcMeter(config.cgroup_parent, boot_id, clock)
         self._starts = trio.CapacityLimiter(MAX_STARTS)
+        self._pulls = trio.CapacityLimiter(MAX_PULLS)
         self._calls = trio.CapacityLimiter(8)
         self._seccomp = seccomp.profile()
 
@@ -95,6 +98,9 @@ class DockerEngine:
         ]
         if missing:
             raise EngineUnusable(f"the kernel or Docker does not enforce {', '.join(missing)}")
+        if info.get("CgroupDriver") != "cgroupfs":
+            # Metering finds a container's processes by its cgroup; systemd names those differently.
+            raise EngineUnusable("Docker must run with --exec-opt native.cgroupdriver=cgroupfs")
         if not any("seccomp" in option for option in info.get("SecurityOptions") or ()):
             raise EngineUnusable("Docker runs without seccomp")
 
@@ -107,15 +113,29 @@ class DockerEngine:
         return {pubkey: have for pubkey, (_, have) in listed.items()}
 
     async def start(self, spec: ContainerSpec) -> CannotStart | None:
-        async with self._starts:
-            try:
+        try:
+            await self._pull_in_time(spec)
+            async with self._starts:
                 container_id = await self._call(partial(self._start, spec))
-            except (DockerException, requests.exceptions.RequestException) as error:
-                return _cannot_start(error)
-            except _Unfit as unfit:
-                return CannotStart(str(unfit), permanent=True)
+        except (
+            DockerException,
+            requests.exceptions.RequestException,
+            urllib3.exceptions.HTTPError,
+        ) as error:
+            return _cannot_start(error)
+        except trio.TooSlowError:
+            return CannotStart(f"the image cannot be pulled within {PULL_S} s", permanent=True)
+        except _Unfit as unfit:
+            return CannotStart(str(unfit), permanent=True)
         self._meter.expect_one(spec.pubkey, container_id)
         return None
+
+    async def _pull_in_time(self, spec: ContainerSpec) -> None:
+        """Pulls have places of their own: a registry that drips must not keep others from starting."""
+        with trio.fail_after(PULL_S):
+            await trio.to_thread.run_sync(
+                self._pull, spec, limiter=self._pulls, abandon_on_cancel=True, thread_name="pull"
+            )
 
     async def halt(self, pubkey: str) -> None:
         await self._call(partial(self._halt, pubkey))
@@ -133,6 +153,9 @@ class DockerEngine:
 
     def runs(self) -> dict[str, Run]:
         return self._meter.runs()
+
+    def take_ended(self) -> list[Ended]:
+        return self._meter.take_ended()
 
     def close(self) -> None:
         self._client.close()
@@ -160,7 +183,6 @@ class DockerEngine:
             return 0
 
     def _start(self, spec: ContainerSpec) -> str:
-        self._pull(spec)
         try:
             container = self._client.containers.get(_name(spec.pubkey))
         except NotFound:
@@ -177,11 +199,19 @@ class DockerEngine:
             auth = {"username": user, "password": password} if user else None
             image = self._client.images.pull(spec.image, auth_config=auth)
         if not image_fits(int(image.attrs["Size"]), spec.limits):
+            self._drop_image(spec.image)
             raise _Unfit("the image is too large for its disk; take more units")
         undeclared = (image.attrs["Config"].get("Volumes") or {}).keys() - set(spec.volumes)
         if undeclared:
             # They would become anonymous volumes without a limit.
             raise _Unfit("the image declares other volumes than its registry told")
+
+    def _drop_image(self, image: str) -> None:
+        """An image that nobody runs only fills the disk; one that somebody runs stays by itself."""
+        try:
+            self._client.images.remove(image)
+        except (ImageNotFound, APIError):
+            pass
 
     def _create(self, spec: ContainerSpec) -> Any:
         self._network(spec.pubkey)
@@ -208,6 +238,8 @@ class DockerEngine:
             "memswap_limit": limits.memory_bytes,  # equal: no swap beyond memory
             "pids_limit": limits.pids,
             "shm_size": min(limits.memory_bytes, 64_000_000),
+            # An image's own health check would make dockerd work without end, at nobody's cost.
+            "healthcheck": {"test": ["NONE"]},
             "init": True,
             "cap_drop": ["ALL"],
             "cap_add": list(CAPABILITIES),
@@ -240,12 +272,17 @@ class DockerEngine:
             pass  # nothing to halt is as good as halted
 
     def _remove(self, pubkey: str, *, keep_volumes: bool) -> None:
+        image = None
         try:
-            self._client.containers.get(_name(pubkey)).remove(force=True, v=False)
+            container = self._client.containers.get(_name(pubkey))
+            image = container.attrs["Config"]["Image"]
+            container.remove(force=True, v=False)
         except NotFound:
             pass
         if keep_volumes:
             return
+        if image is not None:
+            self._drop_image(image)
         ours = {"label": [f"{OWNER}={self._config.owner}", f"{PUBKEY}={pubkey}"]}
         for volume in self._client.volumes.list(filters=ours):
             volume.remove(force=True)

@@ -16,6 +16,37 @@ class ForbiddenAddress(httpcore.ConnectError):
     """The host is not on the public internet."""
 
 
+# Of IPv6 only global unicast, without what wraps an IPv4 address: 6to4, Teredo, and NAT64 outside of it.
+_UNICAST6 = ipaddress.ip_network("2000::/3")
+_WRAPPED = (ipaddress.ip_network("2002::/16"), ipaddress.ip_network("2001::/23"))
+
+
+def is_public(text: str) -> bool:
+    """Whether an address is on the public internet, and unicast."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(str(address.ipv4_mapped))
+        return (
+            address in _UNICAST6
+            and address.is_global
+            and not any(address in net for net in _WRAPPED)
+        )
+    return address.is_global and not address.is_multicast
+
+
+async def resolve_public(host: str, port: int) -> str:
+    """An address of the host, if all of them are public. Raises `ForbiddenAddress` or `ConnectError`."""
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise httpcore.ConnectError(f"cannot resolve {host}") from error
+    addresses = [str(info[4][0]) for info in found]
+    if not addresses or not all(map(is_public, addresses)):
+        raise ForbiddenAddress(f"{host} is not a public address")
+    return addresses[0]
+
+
 class GuardedBackend(httpcore.AsyncNetworkBackend):
     """Connects to public addresses, and to ``host:port`` pairs on the operator's list."""
 
@@ -31,21 +62,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Any = None,
     ) -> httpcore.AsyncNetworkStream:
-        address = (
-            host if f"{host}:{port}" in self._allowed else await self._public_address(host, port)
-        )
+        address = host if f"{host}:{port}" in self._allowed else await resolve_public(host, port)
         return await self._trio.connect_tcp(address, port, timeout, local_address, socket_options)
-
-    async def _public_address(self, host: str, port: int) -> str:
-        try:
-            found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-        except OSError as error:
-            raise httpcore.ConnectError(f"cannot resolve {host}") from error
-        addresses = [str(info[4][0]) for info in found]
-        for address in addresses:
-            if not ipaddress.ip_address(address.partition("%")[0]).is_global:
-                raise ForbiddenAddress(f"{host} is not a public address")
-        return addresses[0]
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Any = None

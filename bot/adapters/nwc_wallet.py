@@ -88,7 +88,7 @@ class NwcWallet:
         self._any_payee = any_payee
         self._pool = RelayPool(clock, auth_key=uri.key)
         self._abilities: WalletAbilities | None = None
-        self._informed = trio.Event()
+        self._informed, self._informed_at = trio.Event(), 0
         self._node: Node | None = None
         self._waiting: dict[str, tuple[SecretKey, trio.Event, list[WalletReply]]] = {}
         self._added: set[str] = set()
@@ -304,9 +304,12 @@ class NwcWallet:
         try:
             verify_event(event)
             match event.kind:
-                case kinds.WALLET_INFO:
-                    self._abilities = parse_wallet_info(event)
+                case kinds.WALLET_INFO if event.created_at >= self._informed_at:
+                    # An older one that a relay kept could take us back to NIP-04.
+                    self._abilities, self._informed_at = parse_wallet_info(event), event.created_at
                     self._informed.set()
+                case kinds.WALLET_INFO:
+                    pass
                 case kinds.WALLET_RESPONSE:
                     self._hear_reply(event)
                 case _:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,9 @@ MAX_DOCUMENT_BYTES = 4 << 20
 MAX_REDIRECTS = 5
 MAX_LAYERS = 128
 RESOLVE_S = 30
+MAX_AT_ONCE = 16
+MAX_CHALLENGE, MAX_TOKEN, MAX_TOKENS = 2_048, 16_384, 256
+_CHALLENGE = re.compile(r'(?<!\w)(\w{1,32})="([^"]*)"')
 _INDEX = frozenset(
     {
         "application/vnd.oci.image.index.v1+json",
@@ -68,12 +72,14 @@ class OciRegistry:
             max_connections=16,
             keepalive_expiry=30,
         )
-        self._tokens: dict[tuple[str, str], str] = {}
+        self._tokens: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._at_once = trio.CapacityLimiter(MAX_AT_ONCE)
 
     async def resolve(self, ref: ImageRef) -> ResolvedImage | ImageProblem:
         try:
             with trio.fail_after(RESOLVE_S):
-                return await self._resolve(ref)
+                async with self._at_once:
+                    return await self._resolve(ref)
         except _Refused as refused:
             return ImageProblem(str(refused), refused.permanent)
         except (
@@ -148,7 +154,9 @@ class OciRegistry:
             return basic
         if scheme.lower() != "bearer":
             raise _Refused("the registry wants credentials")
-        asked = dict(re.findall(r'(\w+)="([^"]*)"', rest))
+        if len(rest) > MAX_CHALLENGE:
+            raise _Refused("the registry's challenge is too long")
+        asked = dict(_CHALLENGE.findall(rest))
         realm = asked.get("realm", "")
         if (
             not realm.startswith("https://")
@@ -162,7 +170,11 @@ class OciRegistry:
             raise _Refused("the registry's token server refuses")
         answer = json.loads(body)
         token = f"Bearer {answer.get('token') or answer['access_token']}"
+        if len(token) > MAX_TOKEN:
+            raise _Refused("the registry's token is too long")
         self._tokens[ref.host, ref.repository] = token
+        while len(self._tokens) > MAX_TOKENS:
+            self._tokens.popitem(last=False)
         return token
 
     async def _fetch(

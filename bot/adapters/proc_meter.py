@@ -9,7 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from handlers.domain.meter import Run
+from handlers.domain.meter import Ended, Run
+from handlers.ports import Clock
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CGROUPS = (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
@@ -25,21 +26,24 @@ class _Watched:
 class ProcMeter:
     """Keeps which process stands for which container. ``cgroup_parent`` as given to dockerd."""
 
-    def __init__(self, cgroup_parent: str, boot_id: str) -> None:
+    def __init__(self, cgroup_parent: str, boot_id: str, clock: Clock) -> None:
         self._parent = cgroup_parent.strip("/") or "docker"
         self._boot_id = boot_id
+        self._clock = clock
         self._watched: dict[str, _Watched] = {}
         self._expected: dict[str, str] = {}
+        self._last_seen_ms: dict[str, int] = {}
+        self._ended: list[Ended] = []
 
     def expect(self, running: dict[str, str]) -> None:
         """The containers that the engine says are running: pubkey -> container id."""
         self._expected = running
         for pubkey in self._watched.keys() - running.keys():
-            del self._watched[pubkey]
+            self._end(pubkey)
 
     def expect_one(self, pubkey: str, container_id: str | None) -> None:
         """As `expect`, for one container that was just started, or (None) stopped."""
-        self._watched.pop(pubkey, None)
+        self._end(pubkey)
         self._expected.pop(pubkey, None)
         if container_id is not None:
             self._expected[pubkey] = container_id
@@ -51,14 +55,26 @@ class ProcMeter:
             run = self._look(pubkey, container_id)
             if run is not None:
                 alive[pubkey] = run
+                self._last_seen_ms[pubkey] = self._clock.boot_ms()
         return alive
+
+    def take_ended(self) -> list[Ended]:
+        """Runs that are over since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _end(self, pubkey: str) -> None:
+        watched = self._watched.pop(pubkey, None)
+        last_seen_ms = self._last_seen_ms.pop(pubkey, None)
+        if watched is not None and last_seen_ms is not None:
+            self._ended.append(Ended(pubkey, watched.run, last_seen_ms))
 
     def _look(self, pubkey: str, container_id: str) -> Run | None:
         watched = self._watched.get(pubkey)
         if watched is not None and watched.container_id == container_id:
             if _start_tick(watched.pid) == watched.run.start_tick:
                 return watched.run
-            del self._watched[pubkey]
+            self._end(pubkey)
         found = self._find(container_id)
         if found is not None:
             self._watched[pubkey] = found

@@ -58,8 +58,14 @@ class SeenStore:
 
     def _write(self, rows: list[tuple[str, int]]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
-        self._db.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?)", rows)
-        self._db.execute("COMMIT")
+        try:
+            self._db.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?)", rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error:
+            # A disk that is full for a moment must not leave a transaction open for good.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     async def prune(self, now: int) -> int:
         """Forget what could not be admitted again anyway; how many ids were forgotten."""

@@ -289,9 +289,11 @@ class SqliteTx:
     def outbox_sent(self, item_id: int) -> None:
         self._db.execute("DELETE FROM outbox WHERE item_id = ?", (item_id,))
 
-    def outbox_later(self, item_id: int, next_at: int) -> None:
-        sql = "UPDATE outbox SET next_at = ?, attempts = attempts + 1 WHERE item_id = ?"
-        self._db.execute(sql, (next_at, item_id))
+    def outbox_later(self, item_id: int, next_at: int, relay_urls: Sequence[str]) -> None:
+        sql = (
+            "UPDATE outbox SET next_at = ?, attempts = attempts + 1, relays = ? WHERE item_id = ?"
+        )
+        self._db.execute(sql, (next_at, json.dumps(list(relay_urls)), item_id))
 
     # -- small things -------------------------------------------------------------------------------
 
@@ -321,6 +323,7 @@ def _container_columns(c: Container) -> dict[str, Any]:
         "reason": c.reason,
         "generation": c.generation,
         "standing": c.standing.value,
+        "owed_since": c.owed_since,
         "env": json.dumps(c.env),
         "volumes": json.dumps(c.volumes),
         "upgrade": c.upgrade,
@@ -346,7 +349,15 @@ def _container(row: sqlite3.Row, ports: tuple[PublishedPort, ...]) -> Container:
         "reason",
         "generation",
     )
-    later = ("upgrade", "stop_asked_at", "restarted_at", "wallet", "announced_id", "announced_at")
+    later = (
+        "owed_since",
+        "upgrade",
+        "stop_asked_at",
+        "restarted_at",
+        "wallet",
+        "announced_id",
+        "announced_at",
+    )
     return Container(
         key=SecretKey(row["secret"]),
         tariff=Tariff(row["price_msat"], row["interval_s"]),

@@ -5,10 +5,13 @@ LNURL answers errors with status 200 and a reason; anybody may call, from any pa
 
 from typing import Any
 
-import hypercorn.trio
 import structlog
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -71,12 +74,27 @@ async def serve(
     host: str,
     port: int,
     *,
-    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; reports the bound addresses."""
+    """Serve until cancelled; ready when the port is bound.
+
+    hypercorn's own `serve` ends as a whole when one connection raises (a malformed ``Upgrade: h2c`` is
+    enough), so its connections are run here, one by one: a broken one ends alone.
+    """
     config = HypercornConfig()
-    config.bind = [f"{host}:{port}"]
-    config.accesslog = None
-    config.errorlog = None
+    config.accesslog = config.errorlog = None
     config.h11_max_incomplete_size = 16_384
-    await hypercorn.trio.serve(build_app(ctx), config, mode="asgi", task_status=task_status)  # type: ignore[arg-type]
+    config.keep_alive_timeout = config.read_timeout = 15
+    app, context = ASGIWrapper(build_app(ctx)), WorkerContext(None)  # type: ignore[arg-type]
+
+    async def connection(stream: trio.SocketStream) -> None:
+        try:
+            await TCPServer(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+        except Exception as error:  # noqa: BLE001 - h11, h2 and binascii all have their own
+            log.warning("http connection failed", reason=repr(error)[:200])
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    task_status.started()
+    await trio.serve_listeners(connection, listeners)

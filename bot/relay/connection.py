@@ -99,6 +99,9 @@ class RelayConnection:
         self._subscriptions: dict[str, Subscription] = {}
         self._awaiting_ok: dict[str, tuple[trio.Event, list[Published]]] = {}
         self._nursery: trio.Nursery | None = None
+        self._resubscribing: set[str] = set()
+        self._delivering = False
+        self._answered_challenge: str | None = None
 
     @property
     def connected(self) -> bool:
@@ -187,6 +190,9 @@ class RelayConnection:
 
     def _down(self) -> None:
         self._websocket, self._nursery = None, None
+        self._delivering = False
+        self._resubscribing.clear()
+        self._answered_challenge = None
         self._up = trio.Event()
         for answered, outcomes in self._awaiting_ok.values():
             outcomes.append(Published(Outcome.NOT_CONNECTED, "connection lost"))
@@ -195,12 +201,16 @@ class RelayConnection:
     async def _heartbeat(self, websocket: Websocket, scope: trio.CancelScope) -> None:
         while True:
             await trio.sleep(self._policy.heartbeat_s)
-            if trio.current_time() - websocket.last_heard < self._policy.heartbeat_s:
+            # While our own consumer holds up the reading, silence says nothing about the relay.
+            if (
+                self._delivering
+                or trio.current_time() - websocket.last_heard < self._policy.heartbeat_s
+            ):
                 continue
             pinged = trio.current_time()
             websocket.ping()
             await trio.sleep(self._policy.pong_s)
-            if websocket.last_heard < pinged:
+            if websocket.last_heard < pinged and not self._delivering:
                 log.warning("relay is silent", relay=self.url)
                 scope.cancel()
 
@@ -234,7 +244,9 @@ class RelayConnection:
         if subscription is None or not any(f.matches(event) for f in subscription.filters):
             return
         self._touch(subscription)
+        self._delivering = True
         await self._deliver(self.url, sub_id, event)
+        self._delivering = False
 
     def _hear_ok(self, event_id: str, *, accepted: bool, reason: str) -> None:
         if event_id in self._awaiting_ok:
@@ -248,8 +260,9 @@ class RelayConnection:
 
     def _hear_closed(self, sub_id: str, reason: str) -> None:
         subscription = self._subscriptions.get(sub_id)
-        if subscription is None or self._nursery is None:
+        if subscription is None or self._nursery is None or sub_id in self._resubscribing:
             return
+        self._resubscribing.add(sub_id)
         log.warning(
             "relay closed a subscription", relay=self.url, sub_id=sub_id, reason=reason[:200]
         )
@@ -257,12 +270,14 @@ class RelayConnection:
 
     async def _resubscribe_later(self, subscription: Subscription) -> None:
         await trio.sleep(self._policy.resubscribe_s)
+        self._resubscribing.discard(subscription.sub_id)
         if self._subscriptions.get(subscription.sub_id) is subscription:
             self._send_req(subscription)
 
     def _answer_challenge(self, challenge: str) -> None:
-        if self._auth_key is None:
+        if self._auth_key is None or challenge == self._answered_challenge:
             return
+        self._answered_challenge = challenge
         self._send(
             nip01.encode_auth(nip42.answer(self._auth_key, self.url, challenge, self._clock.now()))
         )

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from heapq import nlargest
 from pathlib import Path
+from typing import TypeVar
 
 from nips import kinds
 from nips.event import Event, parse_event_json_untrusted
@@ -15,13 +16,17 @@ from nips.filters import Filter
 from nips.nip40 import is_expired
 
 Address = tuple[int, str, str]
+K = TypeVar("K")
 
 
 class EventStore:
-    """At most ``max_events``; when full, the oldest go first."""
+    """At most ``max_events`` and ``max_bytes``; when full, the oldest go first, but never pinned ones."""
 
-    def __init__(self, max_events: int, path: Path | None = None) -> None:
+    def __init__(self, max_events: int, max_bytes: int, path: Path | None = None) -> None:
         self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._pinned: set[str] = set()
         self._by_id: dict[str, Event] = {}
         self._by_author: defaultdict[str, set[str]] = defaultdict(set)
         self._by_kind: defaultdict[int, set[str]] = defaultdict(set)
@@ -40,11 +45,16 @@ class EventStore:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def add(self, event: Event) -> str:
-        """Store it. An empty string when it is new, else NIP-01's reason why it is not kept."""
+    def add(self, event: Event, *, pinned: bool = False) -> str:
+        """Store it. An empty string when it is new, else NIP-01's reason why it is not kept.
+
+        ``pinned`` events, our own, are not pushed out by what strangers send.
+        """
         if event.id in self._by_id:
             return "duplicate: already have this event"
         reason = self._add(event)
+        if pinned and not reason:
+            self._pinned.add(event.id)
         if not reason and self._db is not None:
             self._db.execute(
                 "INSERT OR REPLACE INTO event VALUES (?, ?, ?)",
@@ -68,12 +78,16 @@ class EventStore:
         if event.kind == kinds.DELETION:
             self._delete_what(event)
         self._index(event)
-        if len(self._by_id) > self._max_events:
-            self._forget(next(iter(self._by_id)))
+        while len(self._by_id) > self._max_events or self._bytes > self._max_bytes:
+            oldest = next((i for i in self._by_id if i not in self._pinned), None)
+            if oldest is None:
+                break
+            self._forget(oldest)
         return ""
 
     def _index(self, event: Event) -> None:
         self._by_id[event.id] = event
+        self._bytes += len(event.json)
         self._by_author[event.pubkey].add(event.id)
         self._by_kind[event.kind].add(event.id)
         for pubkey in event.tag_values("p"):
@@ -81,13 +95,18 @@ class EventStore:
 
     def _forget(self, event_id: str) -> None:
         event = self._by_id.pop(event_id)
-        self._by_author[event.pubkey].discard(event_id)
-        self._by_kind[event.kind].discard(event_id)
+        self._bytes -= len(event.json)
+        self._pinned.discard(event_id)
+        _discard(self._by_author, event.pubkey, event_id)
+        _discard(self._by_kind, event.kind, event_id)
         for pubkey in event.tag_values("p"):
-            self._by_p[pubkey].discard(event_id)
+            _discard(self._by_p, pubkey, event_id)
         address = _address(event)
         if address is not None and self._by_address.get(address) == event_id:
             del self._by_address[address]
+        if event.kind == kinds.DELETION:
+            # What it deleted is remembered only as long as the deletion itself.
+            self._deleted_ids -= {(event.pubkey, deleted) for deleted in event.tag_values("e")}
         if self._db is not None:
             self._db.execute("DELETE FROM event WHERE id = ?", (event_id,))
 
@@ -105,7 +124,12 @@ class EventStore:
         for text in deletion.tag_values("a"):
             kind, _, rest = text.partition(":")
             pubkey, _, identifier = rest.partition(":")
-            if pubkey == deletion.pubkey and kind.isdecimal():
+            if (
+                pubkey == deletion.pubkey
+                and kind.isascii()
+                and kind.isdecimal()
+                and len(kind) <= 5
+            ):
                 self._delete_address((int(kind), pubkey, identifier), deletion.created_at)
 
     def _delete_address(self, address: Address, until: int) -> None:
@@ -161,6 +185,14 @@ def _open(path: Path) -> sqlite3.Connection:
         "CREATE TABLE IF NOT EXISTS event (id TEXT PRIMARY KEY, created_at INTEGER, event TEXT)"
     )
     return db
+
+
+def _discard(index: dict[K, set[str]], key: K, event_id: str) -> None:
+    found = index.get(key)
+    if found is not None:
+        found.discard(event_id)
+        if not found:
+            del index[key]
 
 
 def _address(event: Event) -> Address | None:

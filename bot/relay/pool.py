@@ -58,6 +58,11 @@ class RelayPool:
             self._new.send_nowait(connection)
         return self._connections[url]
 
+    @property
+    def urls(self) -> frozenset[str]:
+        """The relays that were added."""
+        return frozenset(self._connections)
+
     async def wait_connected(self) -> None:
         """Return as soon as one relay is connected."""
         async with trio.open_nursery() as nursery:
@@ -106,4 +111,9 @@ class RelayPool:
         self._seen[seen] = None
         if len(self._seen) > REMEMBERED_IDS:
             self._seen.popitem(last=False)
-        await self._send_channel.send(Heard(url, sub_id, event))
+        try:
+            await self._send_channel.send(Heard(url, sub_id, event))
+        except trio.Cancelled:
+            # Not delivered after all: the relay will send it again when it is back.
+            self._seen.pop(seen, None)
+            raise

@@ -8,7 +8,7 @@ list `_CHECKS`, one small function each, answering with NIP-01's words.
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,13 +45,17 @@ class Session:
     pubkeys: set[str] = field(default_factory=set)
     minute: int = 0
     events_this_minute: int = 0
+    queries_this_minute: int = 0
 
     def send(self, text: bytes) -> None:
-        # A client that is gone, or reads too slowly, ends in its own read loop.
-        try:
+        # A client that is gone, or was cut off for reading too slowly, ends in its own read loop.
+        with suppress(WebsocketGone):
             self.websocket.send(text)
-        except WebsocketGone:
-            self.subscriptions.clear()
+
+    def turn_minute(self, now: int) -> None:
+        if self.minute != now // MINUTE_S:
+            self.minute = now // MINUTE_S
+            self.events_this_minute = self.queries_this_minute = 0
 
 
 class RelayServer:
@@ -71,7 +75,7 @@ class RelayServer:
         self._limits = limits
         self._document = orjson.dumps(relay_document(name, pubkey, limits))
         self._urls = {url.rstrip("/") for url in urls}
-        self._events = EventStore(limits.max_stored_events, path)
+        self._events = EventStore(limits.max_stored_events, limits.max_stored_bytes, path)
         self._listeners: list[Listener] = []
         self._sessions = 0
         # Subscriptions by what their filters ask for first, so that an event meets only likely ones.
@@ -96,7 +100,8 @@ class RelayServer:
 
     def publish(self, event: Event) -> None:
         """The bot's own event: trusted, so neither verified nor limited."""
-        self._keep(event)
+        if not kinds.is_ephemeral(event.kind):
+            self._events.add(event, pinned=True)
         self._fan_out(event)
 
     def query(self, filters: Iterable[Filter]) -> list[Event]:
@@ -117,9 +122,10 @@ class RelayServer:
                 return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(session.websocket.run_writer)
+                nursery.start_soon(self._heartbeat, session)
                 async with aclosing(session.websocket.messages()) as frames:
                     async for frame in frames:
-                        self._hear(session, frame)
+                        await self._hear(session, frame)
                 nursery.cancel_scope.cancel()
 
     @asynccontextmanager
@@ -150,12 +156,19 @@ class RelayServer:
                 await session.websocket.close()
             await trio.aclose_forcefully(stream)
 
+    async def _heartbeat(self, session: Session) -> None:
+        """Clients that vanished without a word must not keep their places."""
+        while True:
+            await trio.sleep(self._limits.silent_s / 2)
+            if trio.current_time() - session.websocket.last_heard > self._limits.silent_s:
+                session.websocket.cut()
+                return
+            session.websocket.ping()
+
     def _end(self, session: Session) -> None:
         for sub_id in list(session.subscriptions):
             self._unsubscribe(session, sub_id)
         self._clients.pop(id(session), None)
-        for pubkey in [p for p, subs in self._by_p.items() if not subs]:
-            del self._by_p[pubkey]
 
     async def _answer_http(self, protocol: ServerProtocol, request: Request) -> Response | None:
         if "application/nostr+json" not in request.headers.get("Accept", ""):
@@ -172,20 +185,19 @@ class RelayServer:
         )
         return Response(200, "OK", headers, self._document)
 
-    def _hear(self, session: Session, frame: bytes) -> None:
+    async def _hear(self, session: Session, frame: bytes) -> None:
         try:
             message = nip01.decode_client_untrusted(frame)
         except BadMessage as error:
-            session.send(nip01.encode("NOTICE", f"invalid: {error}"))
+            session.send(nip01.encode_refusal(frame, str(error)))
             return
         match message:
             case nip01.PublishMessage(event):
                 self._hear_event(session, event)
             case nip01.ReqMessage(sub_id, filters):
-                self._hear_req(session, sub_id, filters)
+                await self._hear_req(session, sub_id, filters)
             case nip01.CountMessage(sub_id, filters):
-                count = self._events.count(filters, self._clock.now())
-                session.send(nip01.encode("COUNT", sub_id, {"count": count}))
+                self._hear_count(session, sub_id, filters)
             case nip01.CloseMessage(sub_id):
                 self._unsubscribe(session, sub_id)
             case nip01.AuthResponse(event):
@@ -223,15 +235,30 @@ class RelayServer:
             if session is not None and any(f.matches(event) for f in filters):
                 session.send(nip01.encode_event(sub_id, event))
 
-    def _hear_req(self, session: Session, sub_id: str, filters: tuple[Filter, ...]) -> None:
+    def _query_refusal(self, session: Session, filters: tuple[Filter, ...]) -> str:
+        """Why a REQ or COUNT is not answered: each filter may have to look at every stored event."""
+        session.turn_minute(self._clock.now())
+        session.queries_this_minute += len(filters)
         if len(filters) > self._limits.max_filters:
-            session.send(nip01.encode("CLOSED", sub_id, "invalid: too many filters"))
+            return "invalid: too many filters"
+        over = session.queries_this_minute > self._limits.queries_per_minute
+        return "rate-limited: too many queries" if over else ""
+
+    def _hear_count(self, session: Session, sub_id: str, filters: tuple[Filter, ...]) -> None:
+        reason = self._query_refusal(session, filters)
+        if reason:
+            session.send(nip01.encode("CLOSED", sub_id, reason))
             return
-        if (
-            sub_id not in session.subscriptions
-            and len(session.subscriptions) >= self._limits.max_subscriptions
-        ):
-            session.send(nip01.encode("CLOSED", sub_id, "rate-limited: too many subscriptions"))
+        count = self._events.count(filters, self._clock.now())
+        session.send(nip01.encode("COUNT", sub_id, {"count": count}))
+
+    async def _hear_req(self, session: Session, sub_id: str, filters: tuple[Filter, ...]) -> None:
+        reason = self._query_refusal(session, filters)
+        full = len(session.subscriptions) >= self._limits.max_subscriptions
+        if not reason and full and sub_id not in session.subscriptions:
+            reason = "rate-limited: too many subscriptions"
+        if reason:
+            session.send(nip01.encode("CLOSED", sub_id, reason))
             return
         # NIP-17 asks relays to serve gift wraps only to whom they are for; without AUTH support in a
         # client that would make it deaf, and a wrap tells nothing but its receiver. So they are served.
@@ -241,12 +268,20 @@ class RelayServer:
             index_set.add((id(session), sub_id))
         for event in self._events.query(filters, self._clock.now(), self._limits.max_limit):
             session.send(nip01.encode_event(sub_id, event))
+            # What is stored may be more than the queue holds: wait for the reader, and read no more
+            # of its messages meanwhile.
+            if session.websocket.queued_bytes > self._limits.max_queued_bytes // 4:
+                await session.websocket.wait_drained()
         session.send(nip01.encode("EOSE", sub_id))
 
     def _unsubscribe(self, session: Session, sub_id: str) -> None:
         filters = session.subscriptions.pop(sub_id, ())
         for index_set in self._index_sets(filters):
             index_set.discard((id(session), sub_id))
+        for wanted in filters:
+            for pubkey in wanted.tags.get("p", ()):
+                if not self._by_p[pubkey]:
+                    del self._by_p[pubkey]
 
     def _index_sets(self, filters: tuple[Filter, ...]) -> Iterable[set[tuple[int, str]]]:
         for wanted in filters:
@@ -276,8 +311,7 @@ class RelayServer:
     # -- checks: an empty string when the event passes ----------------------------------------------
 
     def _check_rate(self, session: Session, event: Event, now: int) -> str:
-        if session.minute != now // MINUTE_S:
-            session.minute, session.events_this_minute = now // MINUTE_S, 0
+        session.turn_minute(now)
         session.events_this_minute += 1
         over = session.events_this_minute > self._limits.events_per_minute
         return "rate-limited: slow down" if over else ""

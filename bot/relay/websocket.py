@@ -24,6 +24,8 @@ from websockets.uri import parse_uri
 
 READ_BYTES = 65_536
 HANDSHAKE_S = 10
+DRAIN_S = 30
+FindAddress = Callable[[str, int], Awaitable[str]]
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, OSError, ssl.SSLError)
 
 
@@ -45,17 +47,40 @@ class Websocket:
         self._max_queued_bytes = max_queued_bytes
         self._queue: list[bytes] = []
         self._queued_bytes = 0
-        self._wake = trio.Event()
+        self._wake, self._drained = trio.Event(), trio.Event()
+        self._cut = False
         self.last_heard = trio.current_time()
 
     def send(self, text: bytes) -> None:
         """Queue one text message. Raises `WebsocketGone` when the peer reads too slowly or is gone."""
-        if self._protocol.state is not State.OPEN:
+        if self._protocol.state is not State.OPEN or self._cut:
             raise WebsocketGone("the connection is closed")
+        if self._queued_bytes + len(text) > self._max_queued_bytes:
+            self.cut()
+            raise WebsocketGone("the peer reads too slowly")
         self._protocol.send_text(text)
         self._collect()
-        if self._queued_bytes > self._max_queued_bytes:
-            raise WebsocketGone("the peer reads too slowly")
+
+    def cut(self) -> None:
+        """End the connection at once: what is queued is dropped, reading and writing stop."""
+        self._cut = True
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._drained.set()
+        _shut(self._stream)
+
+    async def wait_drained(self) -> None:
+        """Return when what is queued has been written; a peer that takes too long is cut off."""
+        with trio.move_on_after(DRAIN_S) as scope:
+            while self._queued_bytes and not self._cut:
+                self._drained = trio.Event()
+                await self._drained.wait()
+        if scope.cancelled_caught:
+            self.cut()
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes
 
     def ping(self) -> None:
         if self._protocol.state is State.OPEN:
@@ -77,7 +102,7 @@ class Websocket:
                     message, parts = b"".join(parts), []
                     yield message
             self._collect()
-            if self._protocol.state is not State.OPEN or not await self._read():
+            if self._cut or self._protocol.state is not State.OPEN or not await self._read():
                 return
 
     def _frames(self) -> list[Frame]:
@@ -99,11 +124,14 @@ class Websocket:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            data, self._queue, self._queued_bytes = b"".join(self._queue), [], 0
+            data, self._queue = b"".join(self._queue), []
             try:
                 await self._stream.send_all(data)
             except _GONE:
                 return
+            # Only what the peer's end has taken counts as gone.
+            self._queued_bytes = sum(map(len, self._queue))
+            self._drained.set()
 
     def _collect(self) -> None:
         for data in self._protocol.data_to_send():
@@ -129,15 +157,23 @@ class Websocket:
 
 @asynccontextmanager
 async def connect(
-    url: str, *, max_message_bytes: int, max_queued_bytes: int
+    url: str,
+    *,
+    max_message_bytes: int,
+    max_queued_bytes: int,
+    find_address: FindAddress | None = None,
 ) -> AsyncIterator[Websocket]:
-    """Open ``ws://`` or ``wss://``. Raises `WebsocketGone` when the peer cannot be reached."""
-    stream, protocol = None, ClientProtocol(parse_uri(url), max_size=max_message_bytes)
+    """Open ``ws://`` or ``wss://``. Raises `WebsocketGone` when the peer cannot be reached.
+
+    ``find_address`` resolves the host, and may refuse to; the default is the system's resolver.
+    """
+    stream = None
     try:
+        protocol = ClientProtocol(parse_uri(url), max_size=max_message_bytes)
         with trio.fail_after(HANDSHAKE_S):
-            stream = await _open_stream(url)
+            stream = await _open_stream(url, find_address)
             await _shake_hands(stream, protocol)
-    except (*_GONE, trio.TooSlowError, WebSocketException) as error:
+    except (*_GONE, trio.TooSlowError, WebSocketException, ValueError) as error:
         if stream is not None:
             await trio.aclose_forcefully(stream)
         raise WebsocketGone(f"cannot connect: {str(error) or type(error).__name__}") from error
@@ -148,10 +184,13 @@ async def connect(
         await websocket.close()
 
 
-async def _open_stream(url: str) -> trio.abc.Stream:
+async def _open_stream(url: str, find_address: FindAddress | None) -> trio.abc.Stream:
     parts = urlsplit(url)
     secure = parts.scheme == "wss"
-    tcp = await trio.open_tcp_stream(parts.hostname or "", parts.port or (443 if secure else 80))
+    host, port = parts.hostname or "", parts.port or (443 if secure else 80)
+    tcp = await trio.open_tcp_stream(
+        await find_address(host, port) if find_address else host, port
+    )
     # Small messages both ways: without this every reply waits for a delayed ACK.
     tcp.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
     if not secure:
@@ -199,3 +238,14 @@ async def accept(
             if not data or protocol.state is State.CLOSED:
                 break
     return None
+
+
+def _shut(stream: trio.abc.Stream) -> None:
+    """Make pending reads and writes fail now, from code that cannot await."""
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if isinstance(stream, trio.SocketStream):
+        try:
+            stream.socket.shutdown(trio.socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is gone already

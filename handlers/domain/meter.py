@@ -21,6 +21,15 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """A run that is over, and when it was last seen alive: up to then it is charged."""
+
+    pubkey: str
+    run: Run
+    last_seen_ms: int
+
+
+@dataclass(frozen=True)
 class Meter:
     """How far a run has been charged; the remainder is the tariff's."""
 
@@ -76,7 +85,7 @@ def due(account: Account, run: Run, now_ms: int, rhythm: Rhythm) -> Due | None:
     is never charged. Afterwards it is charged from its start. When the balance cannot cover what ran
     (we were late), it is charged as far as it reaches: below zero is our loss.
     """
-    if now_ms - run.started_ms < rhythm.stays_up_ms:
+    if now_ms - run.started_ms < rhythm.stays_up_ms or _is_past(account.meter, run):
         return None
     from_ms, remainder = _position(account.meter, run)
     affordable_ms = account.tariff.affordable_ms(account.units, account.balance_msat, remainder)
@@ -99,6 +108,11 @@ def _position(meter: Meter | None, run: Run) -> tuple[int, int]:
     if not _follows(meter, run):
         return run.started_ms, meter.remainder
     return meter.charged_until_ms, meter.remainder
+
+
+def _is_past(meter: Meter | None, run: Run) -> bool:
+    # A later run is being charged already: this one's time was counted, or is lost to us.
+    return meter is not None and meter.boot_id == run.boot_id and meter.start_tick > run.start_tick
 
 
 def _follows(meter: Meter | None, run: Run) -> bool:

@@ -130,6 +130,7 @@ class Machine:
     def boot(self) -> None:
         self.store = CrashingStore(self.folder / "enclaved.sqlite")
         self.store.points = self.points
+        self.engine.forget()
         wallet, engine = (
             CrashingWallet(self.wallet, self.points),
             CrashingEngine(self.engine, self.points),

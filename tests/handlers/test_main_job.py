@@ -98,6 +98,18 @@ async def test_what_crashes_later_is_started_again_and_must_prove_itself(world):
     assert Standing.STARTED is (await world.row(pubkey)).standing
 
 
+async def test_dying_before_each_charge_is_not_free(world):
+    pubkey = await world.deployed(amount_sat=100)
+    for _ in range(20):
+        await world.run(59)
+        world.engine.kill(pubkey)
+        await world.turn()
+    charged = 100_000 - await world.balance(container_account(pubkey))
+
+    assert charged >= 0.97 * world.engine.total_ran_ms(pubkey) * 5_000 / 3_600_000
+    await world.audit()
+
+
 async def test_an_engine_that_is_briefly_away_is_waited_for(world):
     world.engine.problem = CannotStart("connection refused", permanent=False)
     pubkey = await world.deployed()
@@ -122,9 +134,9 @@ async def test_unpaid_places_expire_and_late_payments_are_credited(world):
     assert await world.balance(container_account(pubkey)) == 250_000
     invoice = world.wallet.mint(MAIN_WALLET, 100_000, None, 600)
     world.wallet.invoices.pop(invoice.payment_hash)
-    assert (
-        (await world.call("withdraw", pubkey=pubkey, invoice=invoice.bolt11))["state"] == "settled"
-    )
+    assert (await world.call("withdraw", pubkey=pubkey, invoice=invoice.bolt11))[
+        "state"
+    ] == "settled"
 
 
 async def test_capacity_is_not_oversold(world):
@@ -260,9 +272,9 @@ async def test_a_failed_withdrawal_takes_nothing_and_may_be_tried_again(world):
     assert Code.UNAVAILABLE is refused.code
     assert await world.balance(container_account(pubkey)) == 100_000
 
-    assert (
-        (await world.call("withdraw", pubkey=pubkey, invoice=invoice.bolt11))["state"] == "settled"
-    )
+    assert (await world.call("withdraw", pubkey=pubkey, invoice=invoice.bolt11))[
+        "state"
+    ] == "settled"
     await world.audit()
 
 

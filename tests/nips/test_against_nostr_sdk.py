@@ -108,6 +108,9 @@ def test_nip44_known_vector():
     shared = nip44.conversation_key(one, two.pubkey)
 
     assert shared.hex() == "c41c775356fd92eadc63ff5a0dc1da211b268cbea22316767095b2871ea1412d"
-    assert nip44.decrypt_untrusted(
-        two, one.pubkey, nip44.encrypt_with_nonce(shared, "a", bytes(31) + b"\x01")
-    ) == "a"
+    assert (
+        nip44.decrypt_untrusted(
+            two, one.pubkey, nip44.encrypt_with_nonce(shared, "a", bytes(31) + b"\x01")
+        )
+        == "a"
+    )

@@ -177,7 +177,7 @@ def test_mixed_case_is_refused():
     text = invoice().bolt11
     assert invoice().payment_hash == bolt11.decode_invoice_untrusted(text.upper()).payment_hash
     with pytest.raises(BadInvoice, match="mixed case"):
-        bolt11.decode_invoice_untrusted(text[:-1] + text[-1].upper() + text[:0] + "q")
+        bolt11.decode_invoice_untrusted("LN" + text[2:])
 
 
 # -- zap requests -----------------------------------------------------------------------------------

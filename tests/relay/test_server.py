@@ -88,9 +88,10 @@ async def test_forged_events_are_refused():
     async with relay() as (_, url), talk(url) as raw:
         event = note()
         forged = event.as_dict() | {"content": "other"}
-        assert (
-            await raw.say("EVENT", forged)
-        )[2:] == [False, "invalid: id is not the hash of the event"]
+        assert (await raw.say("EVENT", forged))[2:] == [
+            False,
+            "invalid: id is not the hash of the event",
+        ]
         wrong = event.as_dict() | {"sig": "0" * 128}
         assert (await raw.say("EVENT", wrong))[2:] == [False, "invalid: signature does not hold"]
         assert await stored(raw, kinds=[1]) == []
@@ -146,9 +147,10 @@ async def test_nip09_of_an_address(key):
 
 async def test_nip40_expired_events_are_refused_and_not_served(key):
     async with relay() as (_, url), talk(url) as raw:
-        assert await publish(
-            raw, note(tags=[("expiration", str(NOW() - 1))])
-        ) == [False, "invalid: the event has expired"]
+        assert await publish(raw, note(tags=[("expiration", str(NOW() - 1))])) == [
+            False,
+            "invalid: the event has expired",
+        ]
         await publish(raw, note(tags=[("expiration", str(NOW() + 1))]))
         assert len(await stored(raw, kinds=[1])) == 1
         await trio.sleep(1.5)
@@ -157,9 +159,10 @@ async def test_nip40_expired_events_are_refused_and_not_served(key):
 
 async def test_events_from_the_future_are_refused():
     async with relay() as (_, url), talk(url) as raw:
-        assert await publish(
-            raw, note(at=NOW() + 10_000)
-        ) == [False, "invalid: created_at is in the future"]
+        assert await publish(raw, note(at=NOW() + 10_000)) == [
+            False,
+            "invalid: created_at is in the future",
+        ]
 
 
 async def test_nip42_and_nip70_protected_events(key):
@@ -188,9 +191,11 @@ async def test_nip45_count():
     async with relay() as (_, url), talk(url) as raw:
         for _ in range(3):
             await publish(raw, note())
-        assert await raw.say(
-            "COUNT", "c", {"kinds": [1], "limit": 1}
-        ) == ["COUNT", "c", {"count": 3}]
+        assert await raw.say("COUNT", "c", {"kinds": [1], "limit": 1}) == [
+            "COUNT",
+            "c",
+            {"count": 3},
+        ]
 
 
 async def test_nip11_over_http():
@@ -217,9 +222,10 @@ async def test_limits_are_kept(key):
         for _ in range(5):
             await publish(raw, note())
         assert len(await stored(raw, kinds=[1], limit=50)) == 3
-        assert await publish(
-            raw, note(content="x" * 101)
-        ) == [False, "invalid: content is too long"]
+        assert await publish(raw, note(content="x" * 101)) == [
+            False,
+            "invalid: content is too long",
+        ]
         for _ in range(2):
             await publish(raw, note())
         assert await publish(raw, note()) == [False, "rate-limited: slow down"]
@@ -300,3 +306,43 @@ async def test_limit_zero_and_since_until(key):
                 raw, until=now - 11, authors=[SecretKey.generate().pubkey, key.pubkey]
             )
         ] == ["20"]
+
+
+async def test_stored_results_larger_than_the_queue_arrive_and_the_reader_stays_live():
+    limits = RelayLimits(max_queued_bytes=400_000, events_per_minute=10_000)
+    async with relay(limits) as (server, url), talk(url) as raw:
+        for number in range(100):
+            server.publish(note(content=f"{number} " + "x" * 20_000))
+        assert len(await stored(raw, kinds=[1], limit=500)) == 100
+        await raw.say("REQ", "live", {"kinds": [1], "limit": 0})
+        server.publish(note(content="live"))
+        assert (await raw.hear())[2]["content"] == "live"
+
+
+async def test_queries_are_limited():
+    async with (
+        relay(RelayLimits(max_filters=3, queries_per_minute=5)) as (_, url),
+        talk(url) as raw,
+    ):
+        assert (await raw.say("COUNT", "c", {}, {}, {}, {}))[2] == "invalid: too many filters"
+        assert (await raw.say("COUNT", "c", {}))[0] == "COUNT"
+        assert (await raw.say("COUNT", "c", {}))[2].startswith("rate-limited:")
+
+
+async def test_strangers_push_out_each_other_but_never_our_own(key):
+    async with relay(RelayLimits(max_stored_events=10)) as (server, url), talk(url) as raw:
+        server.publish(note(key, "ours"))
+        for number in range(30):
+            await publish(
+                raw, note(content=str(number), tags=[("p", SecretKey.generate().pubkey)])
+            )
+        assert "ours" in {e["content"] for e in await stored(raw, kinds=[1])}
+        assert len(server._events) == 10
+        assert len(server._events._by_p) <= 10
+
+
+async def test_memory_for_events_is_bounded_in_bytes():
+    async with relay(RelayLimits(max_stored_bytes=100_000)) as (server, url), talk(url) as raw:
+        for _ in range(20):
+            await publish(raw, note(content="x" * 20_000))
+        assert server._events._bytes <= 100_000

@@ -18,6 +18,7 @@ CREATE TABLE container (
     reason        TEXT,
     generation    INTEGER NOT NULL CHECK (generation >= 1),
     standing      TEXT NOT NULL CHECK (standing IN ('due', 'started', 'proven')),
+    owed_since    INTEGER NOT NULL,
     env           TEXT NOT NULL,
     volumes       TEXT NOT NULL,
     upgrade       TEXT NOT NULL CHECK (upgrade IN ('', 'auto')),
