@@ -33,9 +33,9 @@ from handlers.announce import instance_events, queue_container_events
 from handlers.charge import tick
 from handlers.context import Context, Places
 from handlers.domain.plan import Do
-from handlers.outgoing import follow_up
+from handlers.outgoing import due_payments, follow
 from handlers.reconcile import carry_out, survey
-from handlers.settle import look_at, look_at_open_invoices, look_at_wallet_of
+from handlers.settle import due_invoices, look_at, look_at_wallet_of
 from handlers.sweep import sweep
 from handlers.upkeep import upkeep
 from nips import kinds
@@ -49,6 +49,7 @@ VERSION = "0.1.0"
 MAX_REQUESTS_AT_ONCE = 256
 HOURLY_S = 3_600
 RETRY_S = 2
+LOOKS_AT_ONCE = 8
 
 
 class Nudge:
@@ -194,8 +195,12 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
             await nursery.start(
                 bot.http.server.serve, app.ctx, app.config.http.host, app.config.http.port
             )
+        await _look_at_engine(app)
         for loop in (
-            _settle,
+            _invoices,
+            _payments,
+            _wallets,
+            _sweep,
             _hints,
             _meter,
             _upkeep,
@@ -304,12 +309,63 @@ async def _every(what: str, seconds: float, work: Callable[[], Awaitable[object]
         await trio.sleep(seconds)
 
 
-async def _settle(app: App) -> None:
-    async def once() -> None:
-        await look_at_open_invoices(app.ctx)
-        await follow_up(app.ctx)
+async def _look_at_engine(app: App) -> None:
+    """Before anybody is answered: what ran while we were away must be known, and be charged."""
+    while True:
+        try:
+            await survey(app.ctx)
+            await tick(app.ctx)
+            return
+        except Exception:
+            log.exception("the engine does not answer yet")
+            await trio.sleep(RETRY_S)
 
-    await _every("settle", 1, once)
+
+async def _each(
+    what: str, keys: list[str], work: Callable[[Context, str], Awaitable[None]], ctx: Context
+) -> None:
+    """Some at a time; a surprise with one of them is logged and concerns no other."""
+    limiter = trio.CapacityLimiter(LOOKS_AT_ONCE)
+
+    async def one(key: str) -> None:
+        async with limiter:
+            try:
+                await work(ctx, key)
+            except Exception:
+                log.exception("look failed", what=what, key=key)
+
+    async with trio.open_nursery() as nursery:
+        for key in keys:
+            nursery.start_soon(one, key)
+
+
+async def _invoices(app: App) -> None:
+    async def once() -> None:
+        await _each("invoice", await due_invoices(app.ctx), look_at, app.ctx)
+
+    await _every("invoices", 1, once)
+
+
+async def _payments(app: App) -> None:
+    async def once() -> None:
+        await _each("payment", await due_payments(app.ctx), follow, app.ctx)
+
+    await _every("payments", 1, once)
+
+
+async def _wallets(app: App) -> None:
+    """Money that came to containers' wallets by itself, also while we were away or hints got lost."""
+
+    async def once() -> None:
+        rows = await app.ctx.store.read(lambda tx: tx.containers())
+        own = [row.pubkey for row in rows if row.wallet_key is not None]
+        await _each("wallet", own, look_at_wallet_of, app.ctx)
+
+    await _every("wallets", 300, once)
+
+
+async def _sweep(app: App) -> None:
+    await _every("sweep", 10, lambda: sweep(app.ctx))
 
 
 async def _hints(app: App) -> None:
@@ -328,11 +384,7 @@ async def _meter(app: App) -> None:
 
 
 async def _upkeep(app: App) -> None:
-    async def once() -> None:
-        await upkeep(app.ctx)
-        await sweep(app.ctx)
-
-    await _every("upkeep", 5, once)
+    await _every("upkeep", 5, lambda: upkeep(app.ctx))
 
 
 async def _reconcile(app: App) -> None:

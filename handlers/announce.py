@@ -22,6 +22,9 @@ from nips.nec import (
 from nips.nip19 import npub
 from nips.nip65 import build_dm_relay_list, build_relay_list
 
+# An unpaid place is told of once: repeating it would be a stranger's free advertisement.
+_TOLD_AGAIN = frozenset({State.DEPLOYED, State.PAUSED, State.SHELVED})
+
 
 async def instance_events(ctx: Context) -> list[Event]:
     """13793, kind 0, 10002 and 10050 of the instance, as things are now."""
@@ -60,10 +63,8 @@ def _queue_all(tx: Tx, ctx: Context) -> int:
     now = ctx.clock.now()
     count = 0
     for row in tx.containers():
-        old = (
-            row.state is not State.STOPPED
-            and now - row.announced_at >= ctx.policy.announce_every_s
-        )
+        age_s = abs(now - row.announced_at)
+        old = row.state in _TOLD_AGAIN and age_s >= ctx.policy.announce_every_s
         if row.dirty or old:
             _queue(tx, ctx, row, now)
             count += 1

@@ -25,7 +25,7 @@ class Policy:
     # Late payments are looked for this long after an invoice expired.
     late_payment_s: int = 24 * 3600
     # A balance must cover this much running before a paused container runs again.
-    resume_ms: int = 60_000
+    resume_ms: int = 3_600_000
     # A paused container keeps its place this long, its data that long.
     grace_s: int = 3_600
     retention_s: int = 14 * 24 * 3600

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.context import Caller, Context
-from handlers.domain.capacity import NoCapacity, reserve
+from handlers.domain.capacity import NoCapacity, reserve_unpaid
 from handlers.domain.image import ImageRef
 from handlers.domain.lifecycle import State
 from handlers.domain.ports_pool import allocate
@@ -79,9 +79,10 @@ def tell_deploy(result: dict[str, Any]) -> str:
 
 
 def _no_room(tx: Tx, ctx: Context, caller: Caller, units: int) -> Refusal | None:
-    problem = reserve(
+    problem = reserve_unpaid(
         ctx.policy.capacity,
         held_units=tx.held_units(),
+        waiting_units=tx.waiting_units(),
         waiting_of_caller=tx.waiting_of(caller.pubkey),
         units=units,
     )
@@ -147,6 +148,7 @@ def _write(
             created_at=now,
             env=params.env or {},
             volumes=quoted.volumes,
+            exposed=quoted.ports,
             ports=tuple(map(PublishedPort, host_ports, quoted.ports)),
             upgrade=params.upgrade,
             wallet=wallet,

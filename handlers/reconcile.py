@@ -15,6 +15,9 @@ from handlers.ports import CannotStart, ContainerSpec, Tx
 from handlers.records import Container
 from handlers.transitions import advance
 
+# What is stopped is simply not wanted: the engine's part of it is a stray.
+_STANDING = [state for state in State if state is not State.STOPPED]
+
 
 async def survey(ctx: Context) -> dict[str, Do]:
     """One action for each container where store and engine differ."""
@@ -26,7 +29,10 @@ async def survey(ctx: Context) -> dict[str, Do]:
 
 
 def _wanted(tx: Tx) -> dict[str, Wanted]:
-    return {row.pubkey: Wanted(row.state, row.generation, row.standing) for row in tx.containers()}
+    return {
+        row.pubkey: Wanted(row.state, row.generation, row.standing)
+        for row in tx.containers(_STANDING)
+    }
 
 
 async def carry_out(ctx: Context, pubkey: str, do: Do) -> bool:

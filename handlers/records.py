@@ -37,6 +37,7 @@ class Container:
     owed_since: int = 0  # Unix time since when a start is owed
     env: dict[str, str] = field(default_factory=dict, repr=False)
     volumes: tuple[str, ...] = ()
+    exposed: tuple[str, ...] = ()  # the image's ports, such as 80/tcp
     ports: tuple[PublishedPort, ...] = ()
     upgrade: str = ""
     stop_asked_at: int | None = None
@@ -79,6 +80,7 @@ class InvoiceRecord:
     wallet: str
     state: InvoiceState = InvoiceState.OPEN
     next_look_at: int = 0
+    answered_at: int = 0  # when the wallet last said that it is not paid yet
     zap_request: str | None = None
 
 
@@ -105,6 +107,7 @@ class Outgoing:
     valid_until: int  # after this the wallet must ignore the request if it has not seen it
     state: OutgoingState = OutgoingState.UNKNOWN
     to_wallet: str | None = None  # set for a sweep between wallets of ours
+    next_look_at: int = 0
 
 
 @dataclass(frozen=True)

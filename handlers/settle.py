@@ -7,12 +7,10 @@ question is what counts. Every credit is keyed by its payment hash, so a second 
 from dataclasses import replace
 
 from handlers.context import Context
-from handlers.domain.capacity import NoCapacity
-from handlers.domain.ledger import container_account, payment
-from handlers.domain.lifecycle import Happening, State, next_state
+from handlers.domain.ledger import payment
 from handlers.ports import Incoming, IncomingState, Tx
 from handlers.records import Container, InvoiceRecord, InvoiceState
-from handlers.transitions import advance, is_covered, tell_admin
+from handlers.transitions import paid
 from nips.nip57 import build_zap_receipt, parse_zap_request_untrusted
 
 BATCH = 50
@@ -21,13 +19,16 @@ PATIENCE = ((60, 2), (600, 10), (3_600, 60))
 LAST_PATIENCE_S = 600
 
 
-async def look_at_open_invoices(ctx: Context) -> int:
-    """Ask the wallet about every invoice that is due; how many were looked at."""
-    now = ctx.clock.now()
-    due = await ctx.store.read(lambda tx: tx.invoices_to_look_at(now, BATCH))
+async def due_invoices(ctx: Context) -> list[str]:
+    """Payment hashes to look at now. Each is put off at once, so that one that fails cannot block others."""
+    return await ctx.store.write(lambda tx: _claim(tx, ctx.clock.now()))
+
+
+def _claim(tx: Tx, now: int) -> list[str]:
+    due = tx.invoices_to_look_at(now, BATCH)
     for invoice in due:
-        await look_at(ctx, invoice.payment_hash)
-    return len(due)
+        tx.save_invoice(replace(invoice, next_look_at=now + patience(now - invoice.created_at)))
+    return [invoice.payment_hash for invoice in due]
 
 
 async def look_at(ctx: Context, payment_hash: str) -> None:
@@ -69,11 +70,15 @@ def book(tx: Tx, ctx: Context, payment_hash: str, incoming: Incoming) -> None:
         _credit(tx, ctx, invoice, now)
         _queue_receipt(tx, ctx, invoice, incoming, now)
         return
+    # Whatever the answer: nobody is asked for ever.
     over = now > invoice.expires_at + ctx.policy.late_payment_s
-    gone = over and incoming.state is IncomingState.NOT_YET
-    state = InvoiceState.CLOSED if gone else InvoiceState.OPEN
+    answered = incoming.state is IncomingState.NOT_YET
     tx.save_invoice(
-        replace(invoice, state=state, next_look_at=now + _patience(now - invoice.created_at))
+        replace(
+            invoice,
+            state=InvoiceState.CLOSED if over else InvoiceState.OPEN,
+            answered_at=now if answered else invoice.answered_at,
+        )
     )
 
 
@@ -81,41 +86,14 @@ def _credit(tx: Tx, ctx: Context, invoice: InvoiceRecord, now: int) -> None:
     # The invoice's own amount is credited: a wallet may claim any other.
     entry = payment(invoice.payment_hash, invoice.container, invoice.wallet, invoice.amount_msat)
     if tx.post(entry, now):
-        _paid(tx, ctx, invoice.container, now)
+        paid(tx, ctx, invoice.container, now)
 
 
 def _book_direct(tx: Tx, ctx: Context, row: Container, incoming: Incoming) -> None:
     entry = payment(incoming.payment_hash, row.pubkey, row.wallet, incoming.amount_msat)
     now = ctx.clock.now()
     if tx.post(entry, now):
-        _paid(tx, ctx, row.pubkey, now)
-
-
-def _paid(tx: Tx, ctx: Context, pubkey: str, now: int) -> None:
-    row = tx.container(pubkey)
-    if row is None:
-        return
-    row = replace(row, low_noticed=False, dirty=True)
-    tx.save_container(row)
-    if not is_covered(ctx.policy, row, tx.balance(container_account(pubkey))):
-        return
-    moved = advance(tx, ctx, row, Happening.PAID, now)
-    if isinstance(moved, NoCapacity):
-        tell_admin(
-            tx,
-            ctx,
-            row,
-            "was paid, but there is no free place now: restart it later, or withdraw.",
-            now,
-        )
-    elif (
-        moved is None
-        and next_state(row.state, Happening.PAID) is None
-        and row.state is not State.DEPLOYED
-    ):
-        tell_admin(
-            tx, ctx, row, f"was paid while {row.state.value}: the money is yours to withdraw.", now
-        )
+        paid(tx, ctx, row.pubkey, now)
 
 
 def _queue_receipt(
@@ -140,7 +118,8 @@ def _queue_receipt(
     )
 
 
-def _patience(age_s: int) -> int:
+def patience(age_s: int) -> int:
+    """Seconds until the next look at something of that age."""
     return next((wait_s for limit_s, wait_s in PATIENCE if age_s < limit_s), LAST_PATIENCE_S)
 
 

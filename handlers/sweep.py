@@ -11,7 +11,9 @@ from handlers.domain.ledger import MAIN_WALLET, REVENUE, container_account
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
 from handlers.outgoing import conclude
 from handlers.ports import Minted, Tx
-from handlers.records import Container, Outgoing
+from handlers.records import Container, Outgoing, OutgoingState
+
+RETRY_S = 3_600
 
 
 async def sweep(ctx: Context) -> None:
@@ -22,16 +24,23 @@ async def sweep(ctx: Context) -> None:
 
 def _worth_it(tx: Tx, ctx: Context) -> list[tuple[Container, int]]:
     under_way = {o.wallet for o in tx.unknown_outgoing()}
+    now = ctx.clock.now()
     found = []
     for row in tx.containers():
-        if row.wallet == MAIN_WALLET or row.wallet in under_way:
+        if row.wallet == MAIN_WALLET or row.wallet in under_way or _failed_lately(tx, row, now):
             continue
         # What the wallet holds, minus what is still the tenant's, minus room for the fee.
         earned = -tx.balance(row.wallet) - tx.balance(container_account(row.pubkey))
-        amount_msat = sat_floor(earned) * MSAT_PER_SAT
+        amount_msat = sat_floor(earned - ctx.policy.fee_reserve(max(0, earned))) * MSAT_PER_SAT
         if amount_msat >= ctx.policy.sweep_msat:
             found.append((row, amount_msat))
     return found
+
+
+def _failed_lately(tx: Tx, row: Container, now: int) -> bool:
+    last = tx.last_sweep_of(row.wallet)
+    failed = last is not None and last.state is OutgoingState.FAILED
+    return failed and last is not None and now - last.created_at < RETRY_S
 
 
 async def _sweep_one(ctx: Context, row: Container, amount_msat: int) -> None:
@@ -48,9 +57,11 @@ async def _sweep_one(ctx: Context, row: Container, amount_msat: int) -> None:
         amount_msat=amount_msat,
         fee_reserve_msat=0,
         created_at=now,
-        valid_until=now + ctx.policy.pay_valid_s,
+        valid_until=minted.expires_at,
         to_wallet=MAIN_WALLET,
     )
     await ctx.store.write(lambda tx: tx.add_outgoing(outgoing))
     result = await ctx.wallet.pay(minted.bolt11, amount_msat, row.key)
-    await ctx.store.write(lambda tx: conclude(tx, outgoing.payment_id, result, ctx.clock.now()))
+    await ctx.store.write(
+        lambda tx: conclude(tx, ctx, outgoing.payment_id, result, ctx.clock.now())
+    )

@@ -9,10 +9,18 @@ from dataclasses import replace
 from handlers.context import Context, Policy
 from handlers.domain.capacity import NoCapacity, reserve
 from handlers.domain.ledger import container_account
-from handlers.domain.lifecycle import Happening, Standing, State, needs_capacity, next_state
+from handlers.domain.lifecycle import (
+    HOLDS_UNITS,
+    Happening,
+    Standing,
+    State,
+    needs_capacity,
+    next_state,
+)
+from handlers.domain.ports_pool import allocate
 from handlers.domain.pricing import sat_floor
 from handlers.ports import Tx
-from handlers.records import Container
+from handlers.records import Container, PublishedPort
 from nips.nip17 import wrap_message
 from nips.nip19 import npub
 
@@ -25,19 +33,22 @@ def advance(
     if state is None:
         return None
     if needs_capacity(row.state, state):
-        refusal = reserve(
-            ctx.policy.capacity,
-            held_units=tx.held_units(),
-            waiting_of_caller=0,
-            units=row.units,
-        )
+        refusal = reserve(ctx.policy.capacity, held_units=tx.held_units(), units=row.units)
         if refusal is not None:
             return refusal
+    ports = row.ports
+    if state in HOLDS_UNITS and len(ports) < len(row.exposed):
+        found = allocate(ctx.policy.ports, tx.taken_ports(), len(row.exposed))
+        if found is None:
+            return NoCapacity.NO_PORTS
+        ports = tuple(map(PublishedPort, found, row.exposed))
+        tx.take_ports(row.pubkey, ports)
     moved = replace(
         row,
         state=state,
         state_since=now,
         reason=reason,
+        ports=ports,
         dirty=True,
         # Whatever leads here, a start is owed, and the run that follows must prove itself.
         standing=Standing.DUE,
@@ -46,7 +57,7 @@ def advance(
         stop_asked_at=None,
     )
     tx.save_container(moved)
-    if state is State.STOPPED:
+    if state in (State.STOPPED, State.EXPIRED):
         tx.drop_ports(row.pubkey)
     text = _NOTICES.get(happening)
     if text is not None:
@@ -75,3 +86,21 @@ def is_covered(policy: Policy, row: Container, balance_msat: int) -> bool:
     if row.state is State.WAITING:
         return balance_msat >= row.tariff.interval_msat(row.units)
     return row.tariff.affordable_ms(row.units, balance_msat, 0) >= policy.resume_ms
+
+
+def paid(tx: Tx, ctx: Context, pubkey: str, now: int) -> None:
+    """After the balance rose: run the container if that is enough, or tell its admin why not."""
+    row = tx.container(pubkey)
+    if row is None:
+        return
+    row = replace(row, low_noticed=False, dirty=True)
+    tx.save_container(row)
+    if not is_covered(ctx.policy, row, tx.balance(container_account(pubkey))):
+        return
+    moved = advance(tx, ctx, row, Happening.PAID, now)
+    if isinstance(moved, NoCapacity):
+        text = "was paid, but there is no free place now: restart it later, or withdraw."
+        tell_admin(tx, ctx, row, text, now)
+    elif moved is None and row.state is not State.DEPLOYED:
+        text = f"was paid while {row.state.value}: the money is yours to withdraw."
+        tell_admin(tx, ctx, row, text, now)

@@ -11,15 +11,18 @@ from typing import Any
 from handlers.charge import charge_now
 from handlers.context import Caller, Context, Policy
 from handlers.domain.ledger import container_account, reserve_outgoing
+from handlers.domain.lifecycle import Standing, State
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
 from handlers.errors import Code, Refusal, invalid, unavailable
 from handlers.outgoing import conclude
 from handlers.owned import owned
 from handlers.params import BOLT11, PUBKEY, integer, param
 from handlers.ports import PayStatus, Tx
-from handlers.records import Container, Outgoing, OutgoingState
+from handlers.records import Container, Outgoing
 from nips.bolt11 import Invoice, decode_invoice_untrusted
 from nips.errors import BadInvoice
+
+MAX_INVOICE_LIFE_S = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ async def withdraw(
         return reserved
     row, outgoing = reserved
     result = await ctx.wallet.pay(outgoing.bolt11, amount_msat, row.wallet_key)
-    await ctx.store.write(lambda tx: conclude(tx, outgoing.payment_id, result, ctx.clock.now()))
+    await ctx.store.write(
+        lambda tx: conclude(tx, ctx, outgoing.payment_id, result, ctx.clock.now())
+    )
     ctx.wake.announce()
     match result.status:
         case PayStatus.SETTLED:
@@ -80,6 +85,8 @@ def most_withdrawable_msat(policy: Policy, balance_msat: int) -> int:
 def _amount(invoice: Invoice, amount_sat: int | None, now: int) -> int | Refusal:
     if invoice.expires_at <= now:
         return invalid("that invoice has expired")
+    if invoice.expires_at > now + MAX_INVOICE_LIFE_S:
+        return invalid("that invoice lives longer than a day: make one that expires sooner")
     if invoice.amount_msat is None:
         if amount_sat is None:
             return invalid("the invoice names no amount: give amount_sat")
@@ -95,12 +102,17 @@ def _reserve(
     row = owned(tx, caller, pubkey)
     if isinstance(row, Refusal):
         return row
-    if any(
-        o.state is not OutgoingState.FAILED for o in tx.outgoing_with_hash(invoice.payment_hash)
-    ):
-        return invalid("that invoice has been paid, or is being paid, already")
+    # One try per invoice, even after a failure: the wallet's book knows payments by hash only, and an
+    # old "failed" read as the end of a new try would pay the money out twice.
+    if tx.outgoing_with_hash(invoice.payment_hash):
+        return invalid("that invoice was tried already: make a new one")
+    if tx.invoice(invoice.payment_hash) is not None:
+        return invalid("that is an invoice of this instance: it cannot pay itself")
+    run = ctx.engine.runs().get(pubkey)
+    if run is None and row.state is State.DEPLOYED and row.standing is Standing.PROVEN:
+        return unavailable("the container's running time is not known this moment; retry")
     # What ran until now is not the tenant's any more.
-    charge_now(tx, ctx, row, ctx.engine.runs().get(pubkey))
+    charge_now(tx, ctx, row, run)
     now, source = ctx.clock.now(), container_account(pubkey)
     fee_reserve_msat = ctx.policy.fee_reserve(amount_msat)
     balance_msat = tx.balance(source)
@@ -118,7 +130,8 @@ def _reserve(
         amount_msat=amount_msat,
         fee_reserve_msat=fee_reserve_msat,
         created_at=now,
-        valid_until=now + ctx.policy.pay_valid_s,
+        # A wallet that takes the request up late can pay until the invoice expires, and not after.
+        valid_until=max(now + ctx.policy.pay_valid_s, invoice.expires_at),
     )
     tx.add_outgoing(outgoing)
     tx.post(reserve_outgoing(outgoing.payment_id, source, amount_msat, fee_reserve_msat), now)

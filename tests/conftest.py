@@ -15,10 +15,10 @@ from handlers import BY_NAME
 from handlers.charge import tick
 from handlers.context import Caller, Context
 from handlers.errors import Refusal
-from handlers.outgoing import follow_up
+from handlers.outgoing import due_payments, follow
 from handlers.params import parse_params
 from handlers.reconcile import carry_out, survey
-from handlers.settle import look_at_open_invoices
+from handlers.settle import due_invoices, look_at
 from handlers.upkeep import upkeep
 from nips.keys import SecretKey
 from tests.fakes import FakeClock, FakeEngine, FakeRegistry, FakeWallet, make_context
@@ -76,8 +76,10 @@ class World:
 
     async def turn(self) -> None:
         """Every loop once."""
-        await look_at_open_invoices(self.ctx)
-        await follow_up(self.ctx)
+        for payment_hash in await due_invoices(self.ctx):
+            await look_at(self.ctx, payment_hash)
+        for payment_id in await due_payments(self.ctx):
+            await follow(self.ctx, payment_id)
         await tick(self.ctx)
         await upkeep(self.ctx)
         for pubkey, do in (await survey(self.ctx)).items():

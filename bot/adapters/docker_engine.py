@@ -174,6 +174,14 @@ class DockerEngine:
             restarts = self._restarts(entry["Id"]) if live is Live.RESTARTING else 0
             found = Found(live, int(labels.get(GENERATION, 0)), restarts=restarts)
             listed[labels.get(PUBKEY, entry["Id"])] = (entry["Id"], found)
+        # What a crash left between a container and its volumes and network must be found again.
+        for kept in [
+            *self._client.volumes.list(filters=ours),
+            *self._client.networks.list(filters=ours),
+        ]:
+            pubkey = (kept.attrs.get("Labels") or {}).get(PUBKEY, "")
+            if pubkey and pubkey not in listed:
+                listed[pubkey] = ("", Found(Live.REMAINS, 0))
         return listed
 
     def _restarts(self, container_id: str) -> int:

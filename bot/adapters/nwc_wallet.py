@@ -356,7 +356,7 @@ def _incoming(tx: Mapping[str, object]) -> Incoming:
         _contradicts(tx)
         or tx.get("type", "incoming") != "incoming"
         or type(amount) is not int
-        or amount <= 0
+        or not 0 < amount < 2**60
     ):
         log.error("wallet contradicts itself", payment_hash=payment_hash)
         return Incoming(payment_hash, IncomingState.UNKNOWN)
@@ -366,7 +366,7 @@ def _incoming(tx: Mapping[str, object]) -> Incoming:
         IncomingState.SETTLED,
         amount_msat=amount,
         preimage=_preimage(tx),
-        settled_at=settled_at if type(settled_at) is int else 0,
+        settled_at=settled_at if type(settled_at) is int and 0 < settled_at < 2**32 else 0,
         bolt11=str(tx.get("invoice") or ""),
     )
 
@@ -390,4 +390,5 @@ def _contradicts(tx: Mapping[str, object]) -> bool:
 
 def _fees(tx: Mapping[str, object]) -> int:
     fees = tx.get("fees_paid")
-    return fees if type(fees) is int and fees >= 0 else 0
+    # Bounded: it is added up in 64 bits, and no payment costs a bitcoin.
+    return fees if type(fees) is int and 0 <= fees <= 10**11 else 0

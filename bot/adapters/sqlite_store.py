@@ -34,6 +34,7 @@ from nips.event import Event
 from nips.keys import SecretKey
 
 T = TypeVar("T")
+CLOCK_STEP_S = 3_600
 
 
 class SqliteStore:
@@ -127,11 +128,7 @@ class SqliteTx:
         self._db.execute(
             f"INSERT INTO container ({','.join(columns)}) VALUES ({marks})", [*columns.values()]
         )
-        for port in container.ports:
-            self._db.execute(
-                "INSERT INTO port VALUES (?, ?, ?)",
-                (port.host_port, container.pubkey, port.container_port),
-            )
+        self.take_ports(container.pubkey, container.ports)
 
     def save_container(self, container: Container) -> None:
         columns = _container_columns(container)
@@ -150,8 +147,17 @@ class SqliteTx:
             "SELECT count(*) FROM container WHERE admin = ? AND state = 'waiting'", admin
         )
 
+    def waiting_units(self) -> int:
+        return self._number(
+            "SELECT coalesce(sum(units), 0) FROM container WHERE state = 'waiting'"
+        )
+
     def taken_ports(self) -> set[int]:
         return {row[0] for row in self._db.execute("SELECT host_port FROM port")}
+
+    def take_ports(self, pubkey: str, ports: Sequence[PublishedPort]) -> None:
+        rows = [(port.host_port, pubkey, port.container_port) for port in ports]
+        self._db.executemany("INSERT INTO port VALUES (?, ?, ?)", rows)
 
     def drop_ports(self, pubkey: str) -> None:
         self._db.execute("DELETE FROM port WHERE container = ?", (pubkey,))
@@ -189,13 +195,22 @@ class SqliteTx:
 
     def save_invoice(self, invoice: InvoiceRecord) -> None:
         self._db.execute(
-            "UPDATE invoice SET state = ?, next_look_at = ? WHERE payment_hash = ?",
-            (invoice.state.value, invoice.next_look_at, invoice.payment_hash),
+            "UPDATE invoice SET state = ?, next_look_at = ?, answered_at = ? WHERE payment_hash = ?",
+            (invoice.state.value, invoice.next_look_at, invoice.answered_at, invoice.payment_hash),
         )
 
     def invoices_to_look_at(self, now: int, limit: int) -> list[InvoiceRecord]:
-        where = "WHERE state = 'open' AND next_look_at <= ? ORDER BY next_look_at LIMIT ?"
-        return self._invoices(where, now, limit)
+        # One that is due in a distant future was put off by a clock that has been corrected since.
+        where = "WHERE state = 'open' AND (next_look_at <= ? OR next_look_at > ?) ORDER BY next_look_at LIMIT ?"
+        return self._invoices(where, now, now + CLOCK_STEP_S, limit)
+
+    def invoices_of(self, container: str) -> list[InvoiceRecord]:
+        return self._invoices("WHERE state = 'open' AND container = ?", container)
+
+    def prune_invoices(self, before: int) -> None:
+        self._db.execute(
+            "DELETE FROM invoice WHERE state = 'closed' AND created_at < ?", (before,)
+        )
 
     def open_invoices_of(self, container: str, now: int) -> list[InvoiceRecord]:
         return self._invoices(
@@ -223,8 +238,16 @@ class SqliteTx:
         self._db.execute(f"INSERT INTO outgoing VALUES ({','.join('?' * len(values))})", values)
 
     def save_outgoing(self, outgoing: Outgoing) -> None:
-        sql = "UPDATE outgoing SET state = ? WHERE payment_id = ?"
-        self._db.execute(sql, (outgoing.state.value, outgoing.payment_id))
+        sql = "UPDATE outgoing SET state = ?, next_look_at = ? WHERE payment_id = ?"
+        self._db.execute(sql, (outgoing.state.value, outgoing.next_look_at, outgoing.payment_id))
+
+    def outgoing_to_look_at(self, now: int, limit: int) -> list[Outgoing]:
+        where = "WHERE state = 'unknown' AND (next_look_at <= ? OR next_look_at > ?) ORDER BY next_look_at LIMIT ?"
+        return self._outgoings(where, now, now + CLOCK_STEP_S, limit)
+
+    def last_sweep_of(self, wallet: str) -> Outgoing | None:
+        where = "WHERE wallet = ? AND to_wallet IS NOT NULL ORDER BY created_at DESC LIMIT 1"
+        return self._first(self._outgoings(where, wallet))
 
     def unknown_outgoing(self) -> list[Outgoing]:
         return self._outgoings("WHERE state = 'unknown' ORDER BY created_at")
@@ -279,8 +302,8 @@ class SqliteTx:
         )
 
     def outbox(self, now: int, limit: int) -> list[OutboxItem]:
-        sql = "SELECT item_id, event, relays, created_at, attempts FROM outbox WHERE next_at <= ? ORDER BY item_id LIMIT ?"
-        rows = self._db.execute(sql, (now, limit))
+        sql = "SELECT item_id, event, relays, created_at, attempts FROM outbox WHERE next_at <= ? OR next_at > ? ORDER BY item_id LIMIT ?"
+        rows = self._db.execute(sql, (now, now + CLOCK_STEP_S, limit))
         return [
             OutboxItem(i, event, tuple(json.loads(relays)), at, n)
             for i, event, relays, at, n in rows
@@ -326,6 +349,7 @@ def _container_columns(c: Container) -> dict[str, Any]:
         "owed_since": c.owed_since,
         "env": json.dumps(c.env),
         "volumes": json.dumps(c.volumes),
+        "exposed": json.dumps(c.exposed),
         "upgrade": c.upgrade,
         "stop_asked_at": c.stop_asked_at,
         "restarted_at": c.restarted_at,
@@ -365,6 +389,7 @@ def _container(row: sqlite3.Row, ports: tuple[PublishedPort, ...]) -> Container:
         standing=Standing(row["standing"]),
         env=json.loads(row["env"]),
         volumes=tuple(json.loads(row["volumes"])),
+        exposed=tuple(json.loads(row["exposed"])),
         ports=ports,
         low_noticed=bool(row["low_noticed"]),
         dirty=bool(row["dirty"]),

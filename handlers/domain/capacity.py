@@ -11,21 +11,30 @@ class Capacity:
     total_units: int = 100
     max_units_per_container: int = 50
     max_waiting_per_caller: int = 3
+    # Unpaid containers together may hold this share of all units.
+    max_waiting_percent: int = 50
 
 
 class NoCapacity(Enum):
     """Why units cannot be reserved."""
 
     NOT_ENOUGH_UNITS = "unavailable: not enough free units; try fewer, or later"
+    NO_PORTS = "unavailable: no ports are free"
+    UNPAID_FULL = "unavailable: too many units wait for payment; try again in some minutes"
     TOO_MANY_WAITING = "rate-limited: pay for, or let expire, what you have deployed already"
 
 
-def reserve(
-    capacity: Capacity, *, held_units: int, waiting_of_caller: int, units: int
-) -> NoCapacity | None:
+def reserve(capacity: Capacity, *, held_units: int, units: int) -> NoCapacity | None:
     """None when the units may be taken. Call it in the transaction that then writes the taking."""
+    return NoCapacity.NOT_ENOUGH_UNITS if held_units + units > capacity.total_units else None
+
+
+def reserve_unpaid(
+    capacity: Capacity, *, held_units: int, waiting_units: int, waiting_of_caller: int, units: int
+) -> NoCapacity | None:
+    """As `reserve`, for a place that is not paid yet: a few per caller, and a share of all in total."""
     if waiting_of_caller >= capacity.max_waiting_per_caller:
         return NoCapacity.TOO_MANY_WAITING
-    if held_units + units > capacity.total_units:
-        return NoCapacity.NOT_ENOUGH_UNITS
-    return None
+    if (waiting_units + units) * 100 > capacity.total_units * capacity.max_waiting_percent:
+        return NoCapacity.UNPAID_FULL
+    return reserve(capacity, held_units=held_units, units=units)

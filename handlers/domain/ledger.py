@@ -76,10 +76,15 @@ def complete_outgoing(
     amount_msat: int,
     fee_reserve_msat: int,
     fees_paid_msat: int,
+    source_balance_msat: int,
 ) -> Entry:
-    """The wallet paid. Unused reserve goes back; fees beyond the reserve are our loss, not the tenant's."""
+    """The wallet paid. Unused reserve goes back.
+
+    Fees beyond the reserve come out of the source as far as it reaches: the tenant chose the route,
+    and could own its last hop. Only what is left of them is our loss.
+    """
     held = amount_msat + fee_reserve_msat
-    fee_charged = min(fees_paid_msat, fee_reserve_msat)
+    fee_charged = min(fees_paid_msat, fee_reserve_msat + source_balance_msat)
     return _entry(
         f"outgoing:{payment_id}",
         {
@@ -99,9 +104,14 @@ def release_outgoing(
     return _entry(f"outgoing:{payment_id}", {outgoing_account(payment_id): -held, source: held})
 
 
-def transfer(payment_id: str, from_wallet: str, to_wallet: str, amount_msat: int) -> Entry:
-    """Money that moved between two wallets of ours (a sweep of earned revenue)."""
-    return _entry(f"transfer:{payment_id}", {from_wallet: amount_msat, to_wallet: -amount_msat})
+def transfer(
+    payment_id: str, from_wallet: str, to_wallet: str, amount_msat: int, fees_msat: int
+) -> Entry:
+    """Money that moved between two wallets of ours (a sweep of earned revenue); its fees are ours."""
+    return _entry(
+        f"transfer:{payment_id}",
+        {from_wallet: amount_msat + fees_msat, to_wallet: -amount_msat, REVENUE: -fees_msat},
+    )
 
 
 def _entry(key: str, postings: dict[str, int]) -> Entry:

@@ -106,7 +106,9 @@ def _position(meter: Meter | None, run: Run) -> tuple[int, int]:
     if meter is None:
         return run.started_ms, 0
     if not _follows(meter, run):
-        return run.started_ms, meter.remainder
+        # Within one boot no moment is charged twice, whatever the runs are called.
+        charged_ms = meter.charged_until_ms if meter.boot_id == run.boot_id else 0
+        return max(run.started_ms, charged_ms), meter.remainder
     return meter.charged_until_ms, meter.remainder
 
 

@@ -14,6 +14,7 @@ class Live(Enum):
     EXITED = "exited"
     CREATED = "created"  # made but never started: we crashed in between
     RESTARTING = "restarting"
+    REMAINS = "remains"  # only volumes or a network are left
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,21 @@ def _action(want: Wanted, have: Found | None) -> Do | None:
         case State.DEPLOYED:
             return _must_run(want, have)
         case State.PAUSED | State.SHELVED | State.FAILED:
-            halted = have is None or have.live in (Live.EXITED, Live.CREATED)
+            halted = have is None or have.live in (Live.EXITED, Live.CREATED, Live.REMAINS)
             return None if halted else Do.HALT
         case State.WAITING | State.EXPIRED | State.STOPPED:
             return None if have is None else Do.REMOVE
 
 
 def _must_run(want: Wanted, have: Found | None) -> Do | None:
-    if have is None:
+    if have is None or have.live is Live.REMAINS:
         return Do.START
     if have.generation != want.generation:
         return Do.RECREATE
     match have.live:
         case Live.RUNNING:
             return None
-        case Live.CREATED:
+        case Live.CREATED | Live.REMAINS:
             return Do.START
         case Live.EXITED:
             # One that stayed up before gets another run, which must show it again.

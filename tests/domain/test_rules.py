@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from handlers.domain import ledger
-from handlers.domain.capacity import Capacity, NoCapacity, reserve
+from handlers.domain.capacity import Capacity, NoCapacity, reserve, reserve_unpaid
 from handlers.domain.image import BadImageRef, parse_image_ref
 from handlers.domain.ledger import MAIN_WALLET, Entry, container_account
 from handlers.domain.lifecycle import (
@@ -161,13 +161,21 @@ def test_every_state_can_be_left_but_the_last():
 
 
 def test_capacity():
-    assert reserve(Capacity(), held_units=99, waiting_of_caller=0, units=1) is None
-    assert NoCapacity.NOT_ENOUGH_UNITS is reserve(
-        Capacity(), held_units=99, waiting_of_caller=0, units=2
-    )
-    assert NoCapacity.TOO_MANY_WAITING is reserve(
-        Capacity(), held_units=0, waiting_of_caller=3, units=1
-    )
+    def unpaid(held=0, waiting=0, of_caller=0, units=1):
+        return reserve_unpaid(
+            Capacity(),
+            held_units=held,
+            waiting_units=waiting,
+            waiting_of_caller=of_caller,
+            units=units,
+        )
+
+    assert reserve(Capacity(), held_units=99, units=1) is None
+    assert NoCapacity.NOT_ENOUGH_UNITS is reserve(Capacity(), held_units=99, units=2)
+    assert NoCapacity.NOT_ENOUGH_UNITS is unpaid(held=99, units=2)
+    assert NoCapacity.TOO_MANY_WAITING is unpaid(of_caller=3)
+    assert unpaid(held=50, waiting=49) is None
+    assert NoCapacity.UNPAID_FULL is unpaid(held=50, waiting=50)
 
 
 @given(st.sets(st.integers(100, 110)), st.integers(0, 12))
@@ -315,12 +323,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def conclude(self, paid, fee, data):
         payment_id, amount, reserve = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         source = container_account("c")
-        done = ledger.complete_outgoing(payment_id, source, MAIN_WALLET, amount, reserve, fee)
+        done = ledger.complete_outgoing(
+            payment_id, source, MAIN_WALLET, amount, reserve, fee, self.tx.balance(source)
+        )
         undone = ledger.release_outgoing(payment_id, source, amount, reserve)
         first, second = (done, undone) if paid else (undone, done)
         assert self.tx.post(first, 0)
         assert not self.tx.post(second, 0), "the first final word counts"
-        self.balance += reserve - min(fee, reserve) if paid else amount + reserve
+        self.balance += reserve - min(fee, reserve + self.balance) if paid else amount + reserve
 
     def _may_fail(self, entry, amount):
         import sqlite3

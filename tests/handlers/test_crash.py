@@ -22,10 +22,10 @@ from handlers.domain.lifecycle import State
 from handlers.domain.meter import Rhythm
 from handlers.domain.pricing import Tariff
 from handlers.errors import Refusal
-from handlers.outgoing import follow_up
+from handlers.outgoing import due_payments, follow
 from handlers.params import parse_params
 from handlers.reconcile import carry_out, survey
-from handlers.settle import look_at_open_invoices, look_at_wallet_of
+from handlers.settle import due_invoices, look_at, look_at_wallet_of
 from handlers.sweep import sweep
 from handlers.upkeep import upkeep
 from nips.keys import SecretKey
@@ -160,8 +160,7 @@ class Machine:
 
     async def turn(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        await self.until_done(lambda: look_at_open_invoices(self.ctx))
-        await self.until_done(lambda: follow_up(self.ctx))
+        await self.until_done(self.look_at_all)
         await self.until_done(lambda: tick(self.ctx))
         await self.until_done(lambda: upkeep(self.ctx))
         await self.until_done(lambda: sweep(self.ctx))
@@ -172,6 +171,12 @@ class Machine:
                 await carry_out(self.ctx, pubkey, do)
 
         await self.until_done(reconcile)
+
+    async def look_at_all(self) -> None:
+        for payment_hash in await due_invoices(self.ctx):
+            await look_at(self.ctx, payment_hash)
+        for payment_id in await due_payments(self.ctx):
+            await follow(self.ctx, payment_id)
 
     async def withdraw_all(self, pubkey: str) -> int:
         sat = (await self.call("balance", pubkey=pubkey))["withdrawable_sat"]
@@ -212,7 +217,7 @@ async def main_job(m: Machine) -> str:
     await m.turn(1)
     await m.withdraw_all(pubkey)
     # Whatever was left open comes to its end: expired requests, unpaid deploys.
-    for seconds in (150, 700, 1):
+    for seconds in (150, 700, 900, 1):
         await m.turn(seconds)
     return pubkey
 

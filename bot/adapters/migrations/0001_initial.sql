@@ -21,6 +21,7 @@ CREATE TABLE container (
     owed_since    INTEGER NOT NULL,
     env           TEXT NOT NULL,
     volumes       TEXT NOT NULL,
+    exposed       TEXT NOT NULL,
     upgrade       TEXT NOT NULL CHECK (upgrade IN ('', 'auto')),
     stop_asked_at INTEGER,
     restarted_at  INTEGER NOT NULL,
@@ -56,6 +57,7 @@ CREATE TABLE invoice (
     wallet       TEXT NOT NULL,
     state        TEXT NOT NULL CHECK (state IN ('open', 'settled', 'closed')),
     next_look_at INTEGER NOT NULL,
+    answered_at  INTEGER NOT NULL,
     zap_request  TEXT
 ) STRICT;
 CREATE INDEX invoice_due ON invoice (next_look_at) WHERE state = 'open';
@@ -72,10 +74,12 @@ CREATE TABLE outgoing (
     created_at       INTEGER NOT NULL,
     valid_until      INTEGER NOT NULL,
     state            TEXT NOT NULL CHECK (state IN ('unknown', 'settled', 'failed')),
-    to_wallet        TEXT
+    to_wallet        TEXT,
+    next_look_at     INTEGER NOT NULL
 ) STRICT;
--- One invoice is paid at most once, whatever the code above believes.
-CREATE UNIQUE INDEX outgoing_once ON outgoing (payment_hash) WHERE state <> 'failed';
+-- One invoice is tried at most once, whatever the code above believes.
+CREATE UNIQUE INDEX outgoing_once ON outgoing (payment_hash);
+CREATE INDEX outgoing_due ON outgoing (next_look_at) WHERE state = 'unknown';
 
 CREATE TABLE account (
     name         TEXT PRIMARY KEY,
