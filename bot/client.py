@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from bot.clock import SystemClock
-from bot.relay.connection import Outcome
+from bot.relay.connection import Outcome, RelayPolicy
 from bot.relay.pool import RelayPool
 from nips import kinds
 from nips.errors import BadInput
@@ -18,6 +18,8 @@ from nips.keys import SecretKey
 from nips.rpc import RpcRequest, build_request, open_reply_untrusted
 
 ANSWER_S = 30
+# A person waits: look for the relay more often than a server would.
+PATIENCE = RelayPolicy(backoff_first_s=0.2, backoff_most_s=3)
 
 
 class CallRefused(Exception):
@@ -112,7 +114,7 @@ class Client:
 async def open_client(key: SecretKey, relay_urls: Sequence[str]) -> AsyncIterator[Client]:
     """A connected client that hears replies to its calls. Raises `NoAnswer` when no relay is there."""
     clock = SystemClock()
-    pool = RelayPool(clock, auth_key=key)
+    pool = RelayPool(clock, auth_key=key, policy=PATIENCE)
     client = Client(key, pool)
     mine = {"p": frozenset({key.pubkey})}
     pool.subscribe(

@@ -16,7 +16,7 @@ import trio
 
 log = structlog.get_logger()
 PROBE_S = 0.05
-BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.2, 10.0
+BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.2, 2.0
 
 
 @dataclass(frozen=True)

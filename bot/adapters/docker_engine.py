@@ -10,7 +10,7 @@ bounded log, and a volume of ours for every VOLUME that the image declares.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import docker
@@ -78,19 +78,23 @@ class DockerEngine:
 
     def __init__(self, config: DockerConfig, boot_id: str, clock: Clock) -> None:
         self._config = config
-        self._client = docker.DockerClient(
-            base_url=f"unix://{config.socket}", timeout=120, max_pool_size=16
-        )
         self._meter = ProcMeter(config.cgroup_parent, boot_id, clock)
         self._starts = trio.CapacityLimiter(MAX_STARTS)
         self._pulls = trio.CapacityLimiter(MAX_PULLS)
         self._calls = trio.CapacityLimiter(8)
         self._seccomp = seccomp.profile()
 
+    @cached_property
+    def _client(self) -> docker.DockerClient:
+        # Made at the first use, in a worker thread: the SDK asks the engine for its version at once.
+        return docker.DockerClient(
+            base_url=f"unix://{self._config.socket}", timeout=120, max_pool_size=16
+        )
+
     async def check(self) -> None:
         """Raise `EngineUnusable` when memory, pids or CPU limits do not hold on this machine."""
         try:
-            info = await self._call(self._client.info)
+            info = await self._call(lambda: self._client.info())
         except (DockerException, requests.exceptions.RequestException) as error:
             raise EngineUnusable(f"no Docker at {self._config.socket}: {error}") from error
         missing = [
@@ -158,7 +162,8 @@ class DockerEngine:
         return self._meter.take_ended()
 
     def close(self) -> None:
-        self._client.close()
+        if "_client" in self.__dict__:
+            self._client.close()
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._calls)

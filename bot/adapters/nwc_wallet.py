@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from bot.relay.connection import RelayPolicy
 from bot.relay.pool import Heard, RelayPool
 from handlers.domain.ledger import MAIN_WALLET
 from handlers.ports import (
@@ -80,13 +81,19 @@ class NwcWallet:
     """`handlers.ports.Wallet`. Run `run` in a nursery, then `wait_ready`."""
 
     def __init__(
-        self, uri: WalletUri, clock: Clock, *, answer_s: float = 15, any_payee: bool = False
+        self,
+        uri: WalletUri,
+        clock: Clock,
+        *,
+        answer_s: float = 15,
+        any_payee: bool = False,
+        relay_policy: RelayPolicy = RelayPolicy(),
     ) -> None:
         self._uri = uri
         self._clock = clock
         self._answer_s = answer_s
         self._any_payee = any_payee
-        self._pool = RelayPool(clock, auth_key=uri.key)
+        self._pool = RelayPool(clock, auth_key=uri.key, policy=relay_policy)
         self._abilities: WalletAbilities | None = None
         self._informed, self._informed_at = trio.Event(), 0
         self._node: Node | None = None

@@ -11,7 +11,6 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -201,11 +200,10 @@ class OciRegistry:
             "GET", url, headers=[*headers.items()], extensions=timeouts
         ) as response:
             body = bytearray()
-            async with aclosing(response.aiter_stream()) as parts:
-                async for part in parts:
-                    body += part
-                    if len(body) > MAX_DOCUMENT_BYTES:
-                        raise _Refused("the registry sends a document that is too large")
+            async for part in response.aiter_stream():
+                body += part
+                if len(body) > MAX_DOCUMENT_BYTES:
+                    raise _Refused("the registry sends a document that is too large")
             answer = {k.decode().lower(): v.decode(errors="replace") for k, v in response.headers}
             return response.status, answer, bytes(body)
 

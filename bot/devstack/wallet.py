@@ -14,6 +14,7 @@ import trio
 from bot.app import load_key
 from bot.clock import SystemClock
 from bot.devstack.wallet_book import WalletBook, WalletError
+from bot.relay.connection import RelayPolicy
 from bot.relay.pool import RelayPool
 from nips import kinds
 from nips.crypto import is_pubkey
@@ -36,6 +37,8 @@ STANDARD = (
 )
 EXTENSION = ("add_pubkey", "make_invoice_for")
 DEFAULT_EXPIRY_S = 3_600
+# The relay is a server under development: it comes and goes.
+PATIENCE = RelayPolicy(backoff_first_s=0.2, backoff_most_s=1)
 
 
 class WalletService:
@@ -188,7 +191,7 @@ async def serve(
     key: SecretKey, book: WalletBook, relay_url: str, admin: str, *, extension: bool
 ) -> None:
     """Run until cancelled; writes ``ready`` to standard output once announced."""
-    pool = RelayPool(SystemClock(), auth_key=key)
+    pool = RelayPool(SystemClock(), auth_key=key, policy=PATIENCE)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.run)
         pool.add(relay_url)
