@@ -50,6 +50,7 @@ MAX_REQUESTS_AT_ONCE = 256
 HOURLY_S = 3_600
 RETRY_S = 2
 LOOKS_AT_ONCE = 8
+Waiting = trio.MemoryReceiveChannel[tuple[Event, bool]]
 
 
 class Nudge:
@@ -256,14 +257,29 @@ async def _pump_pool(app: App, send: trio.MemorySendChannel[tuple[Event, bool]])
         await send.send((heard.event, False))
 
 
-async def _requests(app: App, receive: trio.MemoryReceiveChannel[tuple[Event, bool]]) -> None:
+async def _requests(app: App, receive: Waiting) -> None:
     limiter = trio.CapacityLimiter(MAX_REQUESTS_AT_ONCE)
     async with trio.open_nursery() as nursery:
-        async for event, verified in receive:
-            # Taken here, given back by the task: when all are busy, the queue fills, then the relays wait.
-            place = object()
-            await limiter.acquire_on_behalf_of(place)
-            nursery.start_soon(_request, app, event, verified, limiter, place)
+        async for first in receive:
+            # All that wait are taken at once: they share turns of the loop, commits and writes.
+            for event, verified in [first, *_waiting_now(receive)]:
+                # Taken here, given back by the task: when all are busy, the queue fills, then relays wait.
+                place = object()
+                try:
+                    limiter.acquire_on_behalf_of_nowait(place)
+                except trio.WouldBlock:
+                    await limiter.acquire_on_behalf_of(place)
+                nursery.start_soon(_request, app, event, verified, limiter, place)
+
+
+def _waiting_now(receive: Waiting) -> list[tuple[Event, bool]]:
+    waiting: list[tuple[Event, bool]] = []
+    try:
+        while len(waiting) < MAX_REQUESTS_AT_ONCE:
+            waiting.append(receive.receive_nowait())
+    except (trio.WouldBlock, trio.EndOfChannel):
+        pass
+    return waiting
 
 
 async def _request(

@@ -5,6 +5,7 @@ What a handler raises is a surprise: it is logged once, with its request id, and
 ``internal:`` error; the server goes on.
 """
 
+import itertools
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from handlers.params import parse_params, words_to_params
 from handlers.routes import Route
 
 log = structlog.get_logger()
+# Names a request in the log and in an ``internal:`` error; unique across restarts.
+_STARTED, _NUMBER = secrets.token_hex(3), itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ async def dispatch(ctx: Context, request: Request) -> Answer:
     """Carry out one request; never raises for anything that a request can cause."""
     route = BY_NAME.get(request.method)
     started = trio.current_time()
-    request_id = secrets.token_hex(4)
+    request_id = f"{_STARTED}-{next(_NUMBER)}"
     outcome = await _outcome(ctx, route, request, request_id)
     log.info(
         "request",

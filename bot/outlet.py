@@ -25,7 +25,8 @@ class Outlet:
         """An answer that is worth something now or never: everywhere, without waiting for an OK."""
         if self._server is not None:
             self._server.publish(event)
-        await self._pool.publish(event, wait_ok=False)
+        if self._pool.urls:
+            await self._pool.publish(event, wait_ok=False)
 
     async def deliver(self, event: Event, relay_urls: Sequence[str]) -> list[str]:
         """Bring it to these relays; which of them do not have it yet."""
