@@ -91,16 +91,15 @@ async def test_kill_9_of_the_real_server_again_and_again(record_property):
         image = await on.ground.push("sample/hello", "1", build_image(volumes=()))
         folder = on.ground.place.folder
 
-        def kill():
+        async def kill():
+            """kill -9 of the server; when it is not up this moment, as soon as it is."""
             nonlocal kills
-            found = subprocess.run(
-                ["pgrep", "-f", f"bot run --config {folder}/enclaved.toml"],
-                capture_output=True,
-                text=True,
-            ).stdout.split()
-            for pid in found:
-                os.kill(int(pid), signal.SIGKILL)
-            kills += bool(found)
+            with trio.move_on_after(20):
+                while not (found := _server_pids(folder)):
+                    await trio.sleep(0.02)
+                for pid in found:
+                    os.kill(pid, signal.SIGKILL)
+                kills += 1
 
         wallet = NwcWallet(
             parse_uri(on.payer_uri()), SystemClock(), answer_s=5, relay_policy=PATIENCE
@@ -126,7 +125,7 @@ async def test_kill_9_of_the_real_server_again_and_again(record_property):
 
             async def kill_after(seconds):
                 await trio.sleep(seconds)
-                kill()
+                await kill()
 
             async def pay(invoice):
                 """The payer's wallet hears nothing while the relay is down: its own book tells."""
@@ -148,7 +147,7 @@ async def test_kill_9_of_the_real_server_again_and_again(record_property):
                 nursery.start_soon(kill_after, delay)
                 await pay(result["invoice"])
                 await trio.sleep(delay)
-                kill()
+                await kill()
             for pubkey in pubkeys:
                 with trio.fail_after(90):
                     while (await call("info", pubkey=pubkey))["detail"] != "deployed":
@@ -178,6 +177,12 @@ async def test_kill_9_of_the_real_server_again_and_again(record_property):
         assert "" == left_running.stdout
     assert kills >= 10
     record_property("figure", f"kill -9 of the running server: {kills} times")
+
+
+def _server_pids(folder):
+    pattern = f"bot run --config {folder}/enclaved.toml"
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found]
 
 
 def unsettled(folder):

@@ -1,0 +1,16 @@
+"""``make bench``: all measurements, or the ones named: ``python -m bench rpc start metering``."""
+
+import sys
+
+from bench import metering, rpc, start
+
+ALL = {"rpc": rpc.run, "start": start.run, "metering": metering.run}
+
+
+def main() -> None:
+    for name in sys.argv[1:] or ALL:
+        ALL[name]()
+
+
+if __name__ == "__main__":
+    main()
