@@ -58,10 +58,13 @@ def lifecycle() -> str:
 
 
 def between(text: str, name: str, made: str) -> str:
-    begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-    head, _, rest = text.partition(begin)
-    _, _, tail = rest.partition(end)
-    return f"{head}{begin}{made}{end}{tail}"
+    """The text with ``made`` between the two markers of that name."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"the markers of {name} are missing")
+    return f"{head}{begin}{made}\n{end}{tail}"
 
 
 def wanted() -> dict[Path, str]:
