@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import structlog
 import trio
 
-from bot import app
+from bot import intake
 from bot.adapters.seen_store import SeenStore
 from bot.clock import SystemClock
 from bot.inbox import Inbox, InboxPolicy
@@ -43,10 +43,10 @@ async def main() -> None:
             inbox=Inbox(key.pubkey, seen, policy), outlet=Outlet(pool, server, ()),
         )  # fmt: skip
         send, receive = trio.open_memory_channel(4_096)
-        server.listen(app._feed(built, send))
+        server.listen(intake.feed(built, send))
         async with trio.open_nursery() as nursery:
             port = await nursery.start(server.serve, "127.0.0.1", 0)
-            nursery.start_soon(app._requests, built, receive)
+            nursery.start_soon(intake.run_requests, built, receive)
             print(json.dumps({"url": f"ws://127.0.0.1:{port}", "pubkey": key.pubkey}), flush=True)
             await trio.sleep_forever()
 

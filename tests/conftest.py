@@ -29,6 +29,7 @@ settings.register_profile("dev", deadline=None)
 settings.load_profile("ci")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     for item in items:
         if "dockerd" in item.keywords:

@@ -10,12 +10,13 @@ import structlog
 import trio
 
 from bot.adapters.sqlite_store import SqliteStore, migrate
-from bot.app import Nudge, load_key
+from bot.app import load_key
 from bot.clock import SystemClock
 from bot.config import ConfigError, load
 from bot.logging import blank_secrets
 from bot.outbox import drain
 from bot.outlet import Outlet
+from bot.parts import Nudge
 from bot.relay.pool import RelayPool
 from handlers.domain.ledger import Entry
 from nips.filters import Filter

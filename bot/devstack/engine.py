@@ -66,7 +66,9 @@ def choose_place(folder: Path) -> EnginePlace:
         for a in link["addr_info"]
         if a["family"] == "inet"
     }
-    net = next(net for n in range(1, 255) if (net := f"10.213.{n}") not in used)
+    # At random: two that start at the same time must not choose the same.
+    free = [net for n in range(1, 255) if (net := f"10.213.{n}") not in used]
+    net = secrets.choice(free)
     return EnginePlace(folder, f"encl{secrets.token_hex(4)}", f"{net}.1", f"{net}.2")
 
 

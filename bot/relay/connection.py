@@ -159,6 +159,10 @@ class RelayConnection:
                 reason = "the relay closed the connection"
             except WebsocketGone as gone:
                 reason = str(gone)
+            except Exception:
+                # Whatever one relay brings about: it costs that connection and nothing else.
+                log.exception("relay connection failed", relay=self.url)
+                reason = "a surprise, logged above"
             finally:
                 self._down()
             if trio.current_time() - started > self._policy.backoff_most_s:

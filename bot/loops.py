@@ -1,0 +1,195 @@
+"""What the server does by itself, again and again. `LOOPS` is the list; each goes on after any surprise."""
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from bot.outbox import drain
+from bot.parts import App
+from handlers.announce import instance_events, queue_container_events
+from handlers.charge import tick
+from handlers.context import Context
+from handlers.domain.plan import Do
+from handlers.outgoing import due_payments, follow
+from handlers.reconcile import carry_out, survey
+from handlers.settle import due_invoices, look_at, look_at_wallet_of
+from handlers.sweep import sweep
+from handlers.upkeep import upkeep
+
+log = structlog.get_logger()
+HOURLY_S = 3_600
+RETRY_S = 2
+LOOKS_AT_ONCE = 8
+
+
+async def _every(what: str, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    """Do it again and again; a surprise is logged once and the loop goes on."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("loop failed", loop=what)
+        await trio.sleep(seconds)
+
+
+async def look_at_engine(app: App) -> None:
+    """Before anybody is answered: what ran while we were away must be known, and be charged."""
+    while True:
+        try:
+            await survey(app.ctx)
+            await tick(app.ctx)
+            return
+        except Exception:
+            log.exception("the engine does not answer yet")
+            await trio.sleep(RETRY_S)
+
+
+async def _each(
+    what: str, keys: list[str], work: Callable[[Context, str], Awaitable[None]], ctx: Context
+) -> None:
+    """Some at a time; a surprise with one of them is logged and concerns no other."""
+    limiter = trio.CapacityLimiter(LOOKS_AT_ONCE)
+
+    async def one(key: str) -> None:
+        async with limiter:
+            try:
+                await work(ctx, key)
+            except Exception:
+                log.exception("look failed", what=what, key=key)
+
+    async with trio.open_nursery() as nursery:
+        for key in keys:
+            nursery.start_soon(one, key)
+
+
+async def _invoices(app: App) -> None:
+    async def once() -> None:
+        await _each("invoice", await due_invoices(app.ctx), look_at, app.ctx)
+
+    await _every("invoices", 1, once)
+
+
+async def _payments(app: App) -> None:
+    async def once() -> None:
+        await _each("payment", await due_payments(app.ctx), follow, app.ctx)
+
+    await _every("payments", 1, once)
+
+
+async def _wallets(app: App) -> None:
+    """Money that came to containers' wallets by itself, also while we were away or hints got lost."""
+
+    async def once() -> None:
+        rows = await app.ctx.store.read(lambda tx: tx.containers())
+        own = [row.pubkey for row in rows if row.wallet_key is not None]
+        await _each("wallet", own, look_at_wallet_of, app.ctx)
+
+    await _every("wallets", 300, once)
+
+
+async def _sweep(app: App) -> None:
+    await _every("sweep", 10, lambda: sweep(app.ctx))
+
+
+async def _hints(app: App) -> None:
+    async for hint in app.wallet.hints:
+        try:
+            if hint.payment_hash is not None:
+                await look_at(app.ctx, hint.payment_hash)
+            elif hint.container is not None:
+                await look_at_wallet_of(app.ctx, hint.container)
+        except Exception:
+            log.exception("loop failed", loop="hints")
+
+
+async def _meter(app: App) -> None:
+    await _every("meter", app.config.policy.rhythm.tick_ms / 1_000, lambda: tick(app.ctx))
+
+
+async def _upkeep(app: App) -> None:
+    await _every("upkeep", 5, lambda: upkeep(app.ctx))
+
+
+async def _reconcile(app: App) -> None:
+    """Survey, then act on each container that is not being acted on already."""
+    busy: set[str] = set()
+
+    async def act(pubkey: str, do: Do) -> None:
+        done = False
+        try:
+            log.info("engine", container=pubkey, do=do.value)
+            done = await carry_out(app.ctx, pubkey, do)
+        except Exception:
+            log.exception("reconcile failed", container=pubkey, do=do.value)
+        if not done:
+            await trio.sleep(RETRY_S)
+        busy.discard(pubkey)
+        # What was put off because this container was busy may be due now.
+        app.wakes.reconcile()
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            try:
+                actions = await survey(app.ctx)
+            except Exception:
+                log.exception("loop failed", loop="reconcile")
+                actions = {}
+            for pubkey, do in actions.items():
+                if pubkey not in busy:
+                    busy.add(pubkey)
+                    nursery.start_soon(act, pubkey, do)
+            await app.wakes.reconcile.wait(5)
+
+
+async def _announce(app: App) -> None:
+    # The pause gathers changes that come together into one announcement.
+    await _every("announce", 0.5, lambda: _announce_once(app))
+
+
+async def _announce_once(app: App) -> None:
+    await app.wakes.announce.wait(30)
+    await queue_container_events(app.ctx)
+
+
+async def _announce_instance(app: App) -> None:
+    """Hourly, and soon after the number of free units changed."""
+    told, held = -float("inf"), -1
+    while True:
+        try:
+            now_held = await app.ctx.store.read(lambda tx: tx.held_units())
+            if now_held != held or trio.current_time() - told >= HOURLY_S:
+                for event in await instance_events(app.ctx):
+                    await app.outlet.deliver(event, app.ctx.places.relay_urls)
+                told, held = trio.current_time(), now_held
+        except Exception:
+            log.exception("loop failed", loop="announce instance")
+        await trio.sleep(5)
+
+
+async def _drain(app: App) -> None:
+    async def once() -> None:
+        if await drain(app.ctx.store, app.outlet, app.ctx.clock) == 0:
+            await app.wakes.outbox.wait(2)
+
+    await _every("outbox", 0.05, once)
+
+
+async def _prune(app: App) -> None:
+    await _every("prune", 60, lambda: app.seen.prune(app.ctx.clock.now()))
+
+
+LOOPS = (
+    _invoices,
+    _payments,
+    _hints,
+    _wallets,
+    _meter,
+    _upkeep,
+    _sweep,
+    _reconcile,
+    _announce,
+    _announce_instance,
+    _drain,
+    _prune,
+)
