@@ -15,7 +15,10 @@ command -v apt-get >/dev/null || fail "Debian's apt-get is needed: run this on D
 missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
 need dockerd docker.io
+need docker docker.io
 need containerd containerd
+need gcc gcc # a test builds a probe that tries to open forbidden sockets
+[ -e /usr/lib/x86_64-linux-gnu/libc.a ] || missing+=(libc6-dev)
 need docker-registry docker-registry
 need iptables iptables
 need ip iproute2

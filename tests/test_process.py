@@ -244,4 +244,6 @@ async def test_strangers_relays_get_the_event_and_nothing_else(monkeypatch):
         assert [] == await outlet.deliver(event, [url])
         assert [event.id] == [e.id for e in server.query([Filter()])]
         assert frozenset() == client.urls, "it did not become one of ours"
-        assert await outlet.deliver(event, ["ws://a..b", "http://x"]) == ["ws://a..b", "http://x"]
+        assert {"ws://a..b", "http://x"} == set(
+            await outlet.deliver(event, ["ws://a..b", "http://x"])
+        )
