@@ -167,7 +167,8 @@ def ground():
         cwd=REPO,
     )
     line = process.stdout.readline()
-    assert line, "the private Docker did not start"
+    if not line.startswith("{"):
+        pytest.fail(f"the private Docker did not start: {line}{process.communicate('')[0]}")
     yield RealGround(**json.loads(line))
     process.stdin.close()
     process.wait(60)
