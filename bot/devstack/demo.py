@@ -324,11 +324,14 @@ def _tell_how_to_talk(on: Stack, key: SecretKey, image: str) -> None:
     path = Path(on.state).parent / "client.key"
     path.touch(mode=0o600)
     path.write_text(nsec(key.reveal_secret()))
+    uri = path.with_name("payer.uri")
+    uri.touch(mode=0o600)
+    uri.write_text(on.payer_uri())
     call = f"{REPO}/.venv/bin/enclaved call --relay {on.relay_url} --to {npub(on.instance.pubkey)} --key {path}"
     print(
         f"\nIt stays up until Ctrl-C. To talk to it:\n"
         f"  relay     {on.relay_url}\n  instance  {npub(on.instance.pubkey)}\n"
         f"  {call} help\n  {call} quote docker={image} units=1\n  {call} deploy docker={image} units=1\n"
-        f"  {call} list\n  logs: {path.parent}/*.log",
+        f"  {call} list\n  payer's wallet, for any NIP-47 client: {uri}\n  logs: {path.parent}/*.log",
         flush=True,
     )
