@@ -18,7 +18,8 @@ from bot.clock import SystemClock
 from bot.devstack.sample import build_image
 from bot.devstack.stack import stack
 from bot.devstack.wallet import PATIENCE
-from handlers.ports import Minted, PayStatus
+from handlers.domain.ledger import MAIN_WALLET
+from handlers.ports import InvoiceWanted, Minted, PayStatus
 from nips.keys import SecretKey
 from nips.nip47 import parse_uri
 from tests.conftest import REPO, audit_books
@@ -27,8 +28,10 @@ pytestmark = [
     pytest.mark.dockerd,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+INVOICE_LIVES_S = 25
 POLICY = {
     "resume_ms": 2_000,
+    "pay_valid_s": 5,
     "tariff": {"price_msat": 1_000, "interval_s": 1},
     "rhythm": {"charge_every_ms": 1_000, "low_balance_ms": 2_000, "stays_up_ms": 500},
 }
@@ -155,15 +158,15 @@ async def test_kill_9_of_the_real_server_again_and_again(record_property):
             for pubkey in pubkeys:
                 await call("stop", pubkey=pubkey, force=True)
                 left = (await call("balance", pubkey=pubkey))["withdrawable_sat"]
-                while not isinstance(
-                    invoice := await wallet.make_own_invoice(left * 1_000, "rest"), Minted
-                ):
+                rest = InvoiceWanted("", MAIN_WALLET, left * 1_000, "rest", None, INVOICE_LIVES_S)
+                while not isinstance(invoice := await wallet.make_invoice(rest), Minted):
                     await trio.sleep(0.3)
                 nursery.start_soon(kill_after, 0.02)
                 # Asked again after a crash, it is refused: the first try is on its way, or done.
                 with suppress(CallRefused):
                     await call("withdraw", pubkey=pubkey, invoice=invoice.bolt11)
-            with trio.fail_after(60):
+            # A request that died with the relay is unknown until its invoice has expired, and a margin.
+            with trio.fail_after(INVOICE_LIVES_S + 60 + 60):
                 while unsettled(folder):
                     await trio.sleep(0.5)
             await trio.sleep(3)
