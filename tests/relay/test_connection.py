@@ -74,7 +74,6 @@ async def test_a_silent_peer_is_noticed_by_the_heartbeat():
 
     async def accept_and_hang(stream):
         nonlocal connections
-        connections += 1
         key = (
             (await stream.receive_some(4_096))
             .split(b"Sec-WebSocket-Key: ")[1]
@@ -85,6 +84,8 @@ async def test_a_silent_peer_is_noticed_by_the_heartbeat():
 
         answer = f"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key)}\r\n\r\n"
         await stream.send_all(answer.encode())
+        # Counted once it is open: the test ends, and hangs up, at the third.
+        connections += 1
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
