@@ -19,7 +19,7 @@ async def tick(ctx: Context) -> None:
     if not runs:
         return
     now_ms = ctx.clock.boot_ms()
-    if await ctx.store.read(lambda tx: _anything_due(tx, ctx, runs, now_ms)):
+    if await ctx.store.read(lambda tx: bool(_all_due(tx, ctx, runs, now_ms))):
         paused = await ctx.store.write(lambda tx: _charge_all(tx, ctx, runs, now_ms))
         ctx.wake.outbox()
         if paused:
@@ -53,14 +53,9 @@ def _charge_up_to(tx: Tx, ctx: Context, row: Container, run: Run, now_ms: int) -
         _write(tx, ctx, row, found, proves=False)
 
 
-def _anything_due(tx: Tx, ctx: Context, runs: Mapping[str, Run], now_ms: int) -> bool:
-    return any(True for _ in _all_due(tx, ctx, runs, now_ms))
-
-
 def _charge_all(tx: Tx, ctx: Context, runs: Mapping[str, Run], now_ms: int) -> int:
     paused = 0
-    # A list: charging changes the rows that are being looked at.
-    for row, found in list(_all_due(tx, ctx, runs, now_ms)):
+    for row, found in _all_due(tx, ctx, runs, now_ms):
         _write(tx, ctx, row, found, proves=True)
         paused += found.then is Next.PAUSE
     return paused

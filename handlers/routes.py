@@ -5,7 +5,6 @@ from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from handlers.context import Caller, Context
-from handlers.errors import Refusal
 from handlers.params import check_of, is_required
 
 # JSON-ready: what travels as `result`.
@@ -41,6 +40,3 @@ class Route:
         """``(name, required, what it must be)`` for each parameter."""
         items: tuple[Field[Any], ...] = fields(self.params)
         return [(item.name, is_required(item), check_of(item).says) for item in items]
-
-
-__all__ = ["Handler", "Refusal", "Result", "Route"]

@@ -10,6 +10,7 @@ from handlers.invoicing import invoice_result, mint, record, too_many_open
 from handlers.owned import payable
 from handlers.params import PUBKEY, integer, param
 from handlers.ports import Minted, Tx
+from handlers.records import Container
 
 _TOO_MANY = Refusal(
     Code.RATE_LIMITED, "this container has too many unpaid invoices; pay one or wait"
@@ -49,11 +50,9 @@ async def mint_for(
         least, most = ctx.policy.min_topup_msat, ctx.policy.max_topup_msat
         return invalid(f"the amount must be {least} to {most} msat")
     now = ctx.clock.now()
-    row = await ctx.store.read(lambda tx: payable(tx, pubkey))
+    row = await ctx.store.read(lambda tx: _may_ask(tx, ctx, caller, pubkey, now))
     if isinstance(row, Refusal):
         return row
-    if await ctx.store.read(lambda tx: too_many_open(tx, ctx, row, caller, now)):
-        return _TOO_MANY
     minted = await mint(ctx, pubkey, row.wallet, amount_msat, description, description_hash)
     if isinstance(minted, Refusal):
         return minted
@@ -66,6 +65,15 @@ async def mint_for(
         return True
 
     return minted if await ctx.store.write(write) else _TOO_MANY
+
+
+def _may_ask(
+    tx: Tx, ctx: Context, caller: str | None, pubkey: str, now: int
+) -> Container | Refusal:
+    row = payable(tx, pubkey)
+    if not isinstance(row, Refusal) and too_many_open(tx, ctx, row, caller, now):
+        return _TOO_MANY
+    return row
 
 
 def tell_topup(result: dict[str, Any]) -> str:

@@ -73,7 +73,6 @@ class WalletAbilities:
 
     methods: frozenset[str]
     nip44: bool
-    notifications: bool
 
     @property
     def per_container(self) -> bool:
@@ -85,7 +84,7 @@ def parse_wallet_info(event: Event) -> WalletAbilities:
     """From a verified 13194 event. A wallet that names no encryption knows only NIP-04."""
     methods = frozenset(event.content.split())
     encryption = (event.tag("encryption") or "nip04").split()
-    return WalletAbilities(methods, "nip44_v2" in encryption, "notifications" in methods)
+    return WalletAbilities(methods, "nip44_v2" in encryption)
 
 
 def build_request(

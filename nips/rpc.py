@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import orjson
 
 from nips import nip44
-from nips.errors import BadCiphertext, BadRequest
+from nips.errors import BadRequest
 from nips.event import Event, sign_event
 from nips.keys import SecretKey
 
@@ -99,14 +99,3 @@ def _deeper_than(value: object, depth: int) -> bool:
     if isinstance(value, list):
         return any(_deeper_than(item, depth - 1) for item in value)
     return False
-
-
-__all__ = [
-    "BadCiphertext",
-    "RpcReply",
-    "RpcRequest",
-    "build_reply",
-    "build_request",
-    "open_reply_untrusted",
-    "open_request_untrusted",
-]

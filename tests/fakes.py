@@ -198,7 +198,7 @@ class FakeEngine:
 
     async def found(self) -> dict[str, Found]:
         return {
-            p: Found(Live.RUNNING if c["up"] else Live.EXITED, c["generation"], 1)
+            p: Found(Live.RUNNING if c["up"] else Live.EXITED, c["generation"])
             for p, c in self.containers.items()
         }
 

@@ -103,10 +103,6 @@ class RelayConnection:
         self._delivering = False
         self._answered_challenge: str | None = None
 
-    @property
-    def connected(self) -> bool:
-        return self._websocket is not None
-
     async def wait_connected(self) -> None:
         await self._up.wait()
 

@@ -28,11 +28,6 @@ def outgoing_account(payment_id: str) -> str:
     return f"outgoing:{payment_id}"
 
 
-def may_be_negative(account: str) -> bool:
-    """Only the wallet's mirror goes below zero; `revenue` may, by fees beyond the reserve."""
-    return account.startswith("wallet:") or account == REVENUE
-
-
 @dataclass(frozen=True)
 class Entry:
     """One movement. ``postings`` maps an account to the msat it gains (or, negative, loses)."""

@@ -32,7 +32,6 @@ class Found:
 
     live: Live
     generation: int
-    exit_code: int = 0
     restarts: int = 0
 
 
