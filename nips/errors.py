@@ -31,3 +31,15 @@ class BadRequest(BadInput):
 
 class BadInvoice(BadInput):
     """A BOLT-11 invoice is malformed or is not the one that was asked for."""
+
+
+class BadCbor(BadInput):
+    """Bytes are not the strict CBOR that we read (RFC 8949)."""
+
+
+class BadAttestation(BadInput):
+    """An attestation document or its certificates do not prove what they should."""
+
+
+class BadCertificate(BadInput):
+    """A certificate event or a builder's X.509 certificate does not hold (NEC-03, 23797)."""

@@ -1,5 +1,7 @@
 """bech32 entities (NIP-19), by nostr-sdk's synchronous half: its word is the reference."""
 
+from dataclasses import dataclass
+
 import nostr_sdk
 
 from nips.crypto import is_pubkey
@@ -35,6 +37,51 @@ def pubkey_from_npub_untrusted(text: str) -> str:
     if not is_pubkey(found):
         raise BadKey("that public key is not a point on the curve")
     return str(found)
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What an npub, nprofile, note or nevent points at; one of the two is given at least."""
+
+    pubkey: str | None
+    event_id: str | None
+    relay_urls: tuple[str, ...]
+
+
+def parse_pointer_untrusted(text: str) -> Pointer:
+    """Raises `BadKey`."""
+    text = text.strip().removeprefix("nostr:")
+    if len(text) > MAX_LENGTH:
+        raise BadKey("too long for an npub, nprofile or nevent")
+    try:
+        if text.startswith("nevent1"):
+            event = nostr_sdk.Nip19Event.from_bech32(text)
+            author = event.author()
+            found = author.to_hex() if author is not None else None
+            return Pointer(found, event.event_id().to_hex(), tuple(map(str, event.relays())))
+        if text.startswith("note1"):
+            return Pointer(None, nostr_sdk.EventId.parse(text).to_hex(), ())
+        relays: tuple[str, ...] = ()
+        if text.startswith("nprofile1"):
+            relays = tuple(map(str, nostr_sdk.Nip19Profile.from_bech32(text).relays()))
+    except Exception as error:
+        raise BadKey("not an npub, nprofile, note or nevent") from error
+    return Pointer(pubkey_from_npub_untrusted(text), None, relays)
+
+
+def nprofile(pubkey: str, relay_urls: tuple[str, ...]) -> str:
+    """``nprofile1…``: a public key and where to find it."""
+    relays = [nostr_sdk.RelayUrl.parse(url) for url in relay_urls]
+    text: str = nostr_sdk.Nip19Profile(nostr_sdk.PublicKey.parse(pubkey), relays).to_bech32()
+    return text
+
+
+def nevent(event_id: str, author: str, relay_urls: tuple[str, ...]) -> str:
+    """``nevent1…``: an event, its author, and where to find it."""
+    relays = [nostr_sdk.RelayUrl.parse(url) for url in relay_urls]
+    parsed = nostr_sdk.EventId.parse(event_id), nostr_sdk.PublicKey.parse(author)
+    text: str = nostr_sdk.Nip19Event(*parsed, None, relays).to_bech32()
+    return text
 
 
 def secret_from_nsec_untrusted(text: str) -> bytes:

@@ -5,8 +5,12 @@ from nips.event import Event
 
 def is_expired(event: Event, now: int) -> bool:
     """True when the ``expiration`` has passed; one that is no number fails closed."""
-    expiration = event.tag("expiration")
-    if expiration is None:
-        return False
-    is_number = expiration.isascii() and expiration.isdecimal() and len(expiration) <= 15
-    return not is_number or int(expiration) <= now
+    return event.tag("expiration") is not None and (expiration_of(event) or 0) <= now
+
+
+def expiration_of(event: Event) -> int | None:
+    """The ``expiration`` as Unix seconds; None when there is none, or it is no number."""
+    text = event.tag("expiration")
+    if text is None or not (text.isascii() and text.isdecimal() and len(text) <= 15):
+        return None
+    return int(text)

@@ -1,0 +1,217 @@
+"""The certificates under an attestation document: from the pinned root, in the order given, to the leaf.
+
+root → region (20 days) → zone (6 days) → instance (1 day) → leaf (3 hours), all P-384 with SHA-384.
+No path is searched for: the order of the bundle is the path. What is remembered between calls is
+that a certificate's signature and profile held *at its place in its path*; validity in time is
+looked at again on every use, for every certificate.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
+
+from nips.errors import BadAttestation
+
+REMEMBERED = 512
+MAX_CRL_BYTES, MAX_CRLS = 1 << 20, 8
+_SHA384 = ec.ECDSA(hashes.SHA384())
+# cryptography parses lazily: a flipped bit may surface in any attribute, as any of these.
+_PARSE_ERRORS = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+)
+_KNOWN_EXTENSIONS = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A certificate whose signature and profile held at its place."""
+
+    subject: x509.Name
+    issuer: x509.Name
+    serial: int
+    key: ec.EllipticCurvePublicKey
+    not_before: int
+    not_after: int
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A path that verified; times are Unix seconds."""
+
+    links: tuple[_Link, ...]
+
+    @property
+    def leaf_key(self) -> ec.EllipticCurvePublicKey:
+        """The key that signs documents."""
+        return self.links[-1].key
+
+    @property
+    def leaf_not_after(self) -> int:
+        """When the leaf ends; others may end earlier."""
+        return self.links[-1].not_after
+
+    @property
+    def not_before(self) -> int:
+        """When the last of them began."""
+        return max(link.not_before for link in self.links)
+
+    @property
+    def not_after(self) -> int:
+        """When the first of them ends."""
+        return min(link.not_after for link in self.links)
+
+    def check_revocation(self, crls: Sequence[bytes], now: int) -> None:
+        """Raise `BadAttestation` if a list revokes one of us, or is not a list to go by."""
+        if len(crls) > MAX_CRLS:
+            raise BadAttestation(f"more than {MAX_CRLS} revocation lists")
+        for raw in crls:
+            self._check_one_list(_load_crl(raw), now)
+
+    def _check_one_list(self, crl: x509.CertificateRevocationList, now: int) -> None:
+        issuer = next((link for link in self.links if link.subject == crl.issuer), None)
+        if issuer is None or not crl.is_signature_valid(issuer.key):
+            raise BadAttestation("a revocation list is not by a certificate of this chain")
+        ends = crl.next_update_utc
+        if crl.last_update_utc.timestamp() > now or ends is None or ends.timestamp() < now:
+            raise BadAttestation("a revocation list is not valid at this time")
+        for link in self.links:
+            if link.issuer == crl.issuer:
+                revoked = crl.get_revoked_certificate_by_serial_number(link.serial)
+                if revoked is not None:
+                    raise BadAttestation("a certificate of the chain is revoked")
+
+
+def _load_crl(raw: bytes) -> x509.CertificateRevocationList:
+    if len(raw) > MAX_CRL_BYTES:
+        raise BadAttestation(f"a revocation list has more than {MAX_CRL_BYTES} bytes")
+    load = x509.load_pem_x509_crl if raw.startswith(b"-----BEGIN") else x509.load_der_x509_crl
+    try:
+        return load(raw)
+    except _PARSE_ERRORS as error:
+        raise BadAttestation("a revocation list does not parse") from error
+
+
+class ChainVerifier:
+    """Verifies paths from one root (DER)."""
+
+    def __init__(self, root_der: bytes) -> None:
+        self._root_der = root_der
+        self._remembered: OrderedDict[tuple[bytes, int], _Link] = OrderedDict()
+
+    def verify(self, ders: Sequence[bytes], now: int) -> Chain:
+        """``ders``: root first, leaf last. Raises `BadAttestation`."""
+        # The whole certificate: subject and serial number can be copied by anybody.
+        if ders[0] != self._root_der:
+            raise BadAttestation("the chain does not begin with the trusted root")
+        if len(set(ders)) != len(ders):
+            raise BadAttestation("a certificate stands twice in the chain")
+        if len(ders) < 2:
+            raise BadAttestation("the chain has no leaf")
+        links: list[_Link] = []
+        path = b""
+        for index, der in enumerate(ders):
+            # Named by the whole path from the root, so that a link never holds under another parent.
+            path = hashlib.sha256(path + hashlib.sha256(der).digest()).digest()
+            cas_below = len(ders) - 2 - index
+            parent = links[-1] if links else None
+            links.append(self._link(path, der, parent, cas_below))
+            _check_validity(links[-1], index, now)
+        return Chain(tuple(links))
+
+    def _link(self, path: bytes, der: bytes, parent: _Link | None, cas_below: int) -> _Link:
+        # The place counts from the end as well: a CA is not a leaf, and path lengths look down.
+        known = self._remembered.get((path, cas_below))
+        if known is not None:
+            self._remembered.move_to_end((path, cas_below))
+            return known
+        try:
+            link = _verified_link(der, parent, cas_below)
+        except InvalidSignature:
+            raise BadAttestation("a certificate's signature does not hold") from None
+        except BadAttestation:
+            raise
+        except _PARSE_ERRORS as error:
+            raise BadAttestation("a certificate does not parse") from error
+        self._remembered[path, cas_below] = link
+        if len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
+        return link
+
+
+def _check_validity(link: _Link, index: int, now: int) -> None:
+    if now < link.not_before:
+        raise BadAttestation(f"certificate {index} of the chain is not valid yet")
+    if now > link.not_after:
+        raise BadAttestation(f"certificate {index} of the chain has expired")
+
+
+def _verified_link(der: bytes, parent: _Link | None, cas_below: int) -> _Link:
+    certificate = x509.load_der_x509_certificate(der)
+    key = _check_profile(certificate, cas_below)
+    link = _Link(
+        certificate.subject,
+        certificate.issuer,
+        certificate.serial_number,
+        key,
+        int(certificate.not_valid_before_utc.timestamp()),
+        int(certificate.not_valid_after_utc.timestamp()),
+    )
+    issuer = parent or link
+    if certificate.issuer != issuer.subject:
+        raise BadAttestation("a certificate names another issuer than the one above it")
+    issuer.key.verify(certificate.signature, certificate.tbs_certificate_bytes, _SHA384)
+    return link
+
+
+def _check_profile(certificate: x509.Certificate, cas_below: int) -> ec.EllipticCurvePublicKey:
+    """Version, algorithms and extensions (RFC 5280). ``cas_below`` is -1 for the leaf."""
+    if certificate.version is not x509.Version.v3:
+        raise BadAttestation("a certificate is not X.509 v3")
+    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
+        raise BadAttestation("a certificate is not signed with ECDSA and SHA-384")
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise BadAttestation("a certificate's key is not on P-384")
+    extensions = certificate.extensions
+    if any(e.critical and e.oid not in _KNOWN_EXTENSIONS for e in extensions):
+        raise BadAttestation("a certificate has a critical extension that is unknown here")
+    try:
+        constraints = extensions.get_extension_for_class(x509.BasicConstraints)
+        usage = extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        raise BadAttestation("a certificate lacks basicConstraints or keyUsage") from None
+    if cas_below < 0:
+        if constraints.value.ca or not usage.digital_signature:
+            raise BadAttestation("the leaf is a CA, or may not sign")
+    else:
+        _check_ca(constraints, usage, cas_below)
+    return key
+
+
+def _check_ca(
+    constraints: x509.Extension[x509.BasicConstraints], usage: x509.KeyUsage, cas_below: int
+) -> None:
+    if not (constraints.critical and constraints.value.ca and usage.key_cert_sign):
+        raise BadAttestation("a certificate in the chain may not sign others")
+    longest = constraints.value.path_length
+    if longest is not None and cas_below > longest:
+        raise BadAttestation("the chain is longer than a certificate in it allows")
