@@ -1,15 +1,14 @@
 """The composition root: builds every part, joins them, runs the loops. Read this to see the whole.
 
+module, escrow ─ wake ─ identity, proof
 embedded relay ─┐                        ┌─ ROUTES handlers ─ store, wallet, registry
 relay pool ─────┴─ inbox ─ door ─ dispatch                    │ outbox ─ relays
 wallet hints ── settle ┐                                      │
 clock ── charge, upkeep, sweep ─ store ─ reconcile ─ engine ──┘ announce ─ relays
 """
 
-import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import asynccontextmanager
 
 import structlog
 import trio
@@ -18,12 +17,14 @@ import bot.http.server
 from bot.adapters.docker_engine import DockerConfig, DockerEngine
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.adapters.oci_registry import OciRegistry
+from bot.adapters.relay_events import RelayEvents
 from bot.adapters.seen_store import SeenStore
 from bot.adapters.sqlite_store import SqliteStore
+from bot.boot.wake import Awake, wake
 from bot.clock import SystemClock, boot_id
 from bot.config import Config
 from bot.inbox import Inbox
-from bot.intake import feed, run_pump, run_requests, subscribe
+from bot.intake import catch_up, feed, run_pump, run_requests, subscribe
 from bot.loops import LOOPS, look_at_engine
 from bot.outlet import Outlet
 from bot.parts import App, Wakes
@@ -38,55 +39,82 @@ VERSION = "0.1.0"
 
 
 @asynccontextmanager
-async def build(config: Config) -> AsyncIterator[App]:
-    """Open everything that must be closed again."""
+async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[App]:
+    """Everything up to the point where requests could be answered. Raises what `wake` raises.
+
+    The embedded relay comes first: key escrow may be reached through it.
+    """
     state = config.server.state_dir
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key = load_key(state / "instance.key")
-    clock, wakes, this_boot = SystemClock(), Wakes(), boot_id()
+    clock = SystemClock()
+    relay, own_urls = _embedded_relay(config, clock)
+    events = RelayEvents((*own_urls, *config.relays.urls, *config.escrow.relays), relay, own_urls)
+    async with trio.open_nursery() as nursery:
+        if relay is not None:
+            relays = config.relays
+            await nursery.start(relay.serve, relays.embedded_host, relays.embedded_port)
+        awake = await wake(config, events, own_urls, clock, forget_state=forget_state)
+        if relay is not None:
+            relay.belongs_to(awake.key.pubkey)
+        async with _build(config, clock, awake, events, relay, own_urls) as app:
+            yield app
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _build(
+    config: Config,
+    clock: SystemClock,
+    awake: Awake,
+    events: RelayEvents,
+    relay: RelayServer | None,
+    own_urls: tuple[str, ...],
+) -> AsyncIterator[App]:
+    """Open everything that must be closed again."""
+    state, key = config.server.state_dir, awake.key
+    wakes, this_boot = Wakes(), boot_id()
     store = SqliteStore(state / "enclaved.sqlite")
     seen = SeenStore(state / "seen.sqlite")
     engine = DockerEngine(_docker_config(config, key), this_boot, clock)
     registry = OciRegistry(config.registry)
-    relay, own_urls = _embedded_relay(config, key, clock)
     pool = RelayPool(clock, auth_key=key)
     wallet = NwcWallet(config.wallet_uri, clock, any_payee=config.wallet.any_payee)
     places = Places(
         name=config.server.name,
         about=config.server.about,
-        repo=config.server.repo,
+        # Measured with the image, where there is one.
+        repo=awake.repo or config.server.repo,
         version=VERSION,
         relay_urls=tuple(dict.fromkeys([*own_urls, *config.relays.urls])),
         public_url=config.http.public_url,
         app_host=config.engine.app_host,
+        announce_urls=awake.announce_urls,
     )
-    ctx = Context(key, store, wallet, engine, registry, clock, wakes, config.policy, places)
+    ctx = Context(
+        key=key,
+        store=store,
+        wallet=wallet,
+        engine=engine,
+        registry=registry,
+        events=events,
+        clock=clock,
+        wake=wakes,
+        policy=config.policy,
+        places=places,
+        proof=awake.proof,
+    )
     inbox = Inbox(key.pubkey, seen, config.inbox)
     outlet = Outlet(pool, relay, own_urls)
     try:
-        yield App(config, ctx, wakes, wallet, engine, pool, relay, outlet, inbox, seen)
+        yield App(
+            config, ctx, wakes, wallet, engine, pool, relay, outlet, inbox, seen, awake.keeper
+        )
     finally:
         with trio.CancelScope(shield=True):
             await registry.aclose()
         engine.close()
         seen.close()
         store.close()
-
-
-def load_key(path: Path) -> SecretKey:
-    """The instance's key; made on the first start, readable only by its owner."""
-    with suppress(FileNotFoundError):
-        return SecretKey.parse(path.read_text().strip())
-    key = SecretKey.generate()
-    # Written aside and renamed: a crash must not leave half a key behind.
-    aside = path.with_suffix(".new")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(key.reveal_secret().hex())
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
-    return key
 
 
 def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
@@ -101,7 +129,7 @@ def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
 
 
 def _embedded_relay(
-    config: Config, key: SecretKey, clock: SystemClock
+    config: Config, clock: SystemClock
 ) -> tuple[RelayServer | None, tuple[str, ...]]:
     relays = config.relays
     if relays.embedded_port == 0:
@@ -110,7 +138,7 @@ def _embedded_relay(
     server = RelayServer(
         clock,
         name=config.server.name,
-        pubkey=key.pubkey,
+        pubkey=None,
         urls=[url],
         limits=relays.embedded_limits,
         path=config.server.state_dir / "relay.sqlite",
@@ -124,9 +152,9 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
     send, receive = trio.open_memory_channel[tuple[Event, bool]](4_096)
     async with trio.open_nursery() as nursery:
         if app.relay is not None:
-            app.relay.listen(feed(app, send))
-            relays = app.config.relays
-            await nursery.start(app.relay.serve, relays.embedded_host, relays.embedded_port)
+            listener = feed(app, send)
+            app.relay.listen(listener)
+            catch_up(app, listener)
         nursery.start_soon(app.pool.run)
         subscribe(app)
         nursery.start_soon(app.wallet.run)

@@ -11,9 +11,11 @@ import trio
 
 from bot import app, logging
 from bot.adapters.docker_engine import EngineUnusable
+from bot.adapters.nsm import NsmUnusable
+from bot.boot.unlock import Halted
 from bot.client import CallRefused, NoAnswer, open_client
 from bot.config import ConfigError, load
-from nips.errors import BadKey
+from nips.errors import BadInput, BadKey
 from nips.keys import SecretKey
 from nips.nip19 import npub, nsec, pubkey_from_npub_untrusted
 
@@ -24,7 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = options.do(options)
         return code
-    except (ConfigError, EngineUnusable, CallRefused, NoAnswer, BadKey) as error:
+    except (
+        ConfigError,
+        EngineUnusable,
+        NsmUnusable,
+        Halted,
+        CallRefused,
+        NoAnswer,
+        BadInput,
+    ) as error:
         print(f"enclaved: error: {error}", file=sys.stderr)
         return 1
 
@@ -36,6 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     run = commands.add_parser("run", help="run the server")
     run.add_argument("--config", type=Path, required=True, help="a TOML file")
+    run.add_argument(
+        "--forget-state",
+        action="store_true",
+        help="give up what key escrow holds for us, when the backup of it is lost for good",
+    )
     run.set_defaults(do=_run)
     call = commands.add_parser("call", help="call a method of an instance")
     call.add_argument("--relay", required=True, action="append", help="ws:// or wss:// URL")
@@ -57,16 +72,22 @@ def _run(options: argparse.Namespace) -> int:
     logging.set_up("json" if config.server.log == "json" else "console", config.server.log_level)
 
     async def serve() -> None:
-        async with app.build(config) as built, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-            await app.run(built)
+            async with app.start(config, forget_state=options.forget_state) as built:
+                await app.run(built)
 
     # A failure inside the nursery arrives wrapped; the one expected there is worth a plain line.
     try:
         trio.run(serve)
-    except* EngineUnusable as group:
-        raise group.exceptions[0] from None
+    except* (EngineUnusable, NsmUnusable, Halted, ConfigError) as group:
+        raise _innermost(group) from None
     return 0
+
+
+def _innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _innermost(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:

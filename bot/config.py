@@ -74,6 +74,34 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class AttestationConfig:
+    """Who attests us. Without ``nsm`` we run outside of an enclave, and say so.
+
+    ``development_root`` names the certificate of a development authority; it replaces AWS's root, so
+    everything of ours is ``debug`` then.
+    """
+
+    # /dev/nsm, or the socket of a development module; others must not be able to open it.
+    nsm: Path | None = None
+    development_root: Path | None = None
+    # What the parent hands over: builder's, launcher's and release signatures, as JSON.
+    meta_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class EscrowConfig:
+    """Which key-escrow services to believe. Without ``repo`` there is no escrow."""
+
+    repo: str = ""
+    maintainers: tuple[str, ...] = ()
+    # Where they announce themselves; default: our own relays.
+    relays: tuple[str, ...] = ()
+    allow_debug: bool = False
+    # While it is unsure whether our key can be had, try so long.
+    halt_after_s: int = 300
+
+
+@dataclass(frozen=True)
 class HttpConfig:
     """Lightning addresses need a public URL. 0: no HTTP."""
 
@@ -92,6 +120,8 @@ class Config:
     engine: EngineConfig
     registry: RegistryConfig
     http: HttpConfig
+    attestation: AttestationConfig
+    escrow: EscrowConfig
     inbox: InboxPolicy
     policy: Policy
     wallet_uri: WalletUri = field(repr=False)

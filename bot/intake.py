@@ -42,6 +42,17 @@ def feed(app: App, send: trio.MemorySendChannel[tuple[Event, bool]]) -> Callable
     return listener
 
 
+def catch_up(app: App, listener: Callable[[Event], None]) -> None:
+    """Notes that reached the embedded relay before we were awake; what was acted on is known."""
+    if app.relay is not None:
+        since = app.ctx.clock.now() - app.config.inbox.note_window_s
+        us = {"p": frozenset({app.ctx.key.pubkey})}
+        for event in app.relay.query(
+            [Filter(kinds=frozenset({kinds.NOTE}), tags=us, since=since)]
+        ):
+            listener(event)
+
+
 def _concerns_us(app: App, event: Event) -> bool:
     pubkey = app.ctx.key.pubkey
     if event.kind == kinds.RPC:

@@ -7,7 +7,7 @@ import trio
 
 from bot.outbox import drain
 from bot.parts import App
-from handlers.announce import instance_events, queue_container_events
+from handlers.announce import announce_again_in_s, instance_events, queue_container_events
 from handlers.charge import tick
 from handlers.context import Context
 from handlers.domain.plan import Do
@@ -16,9 +16,10 @@ from handlers.reconcile import carry_out, survey
 from handlers.settle import due_invoices, look_at, look_at_wallet_of
 from handlers.sweep import sweep
 from handlers.upkeep import upkeep
+from keycrux_client.refresh import EVERY_S
+from keycrux_client.refresh import RETRY_S as RETRY_ESCROW_S
 
 log = structlog.get_logger()
-HOURLY_S = 3_600
 RETRY_S = 2
 LOOKS_AT_ONCE = 8
 
@@ -153,18 +154,34 @@ async def _announce_once(app: App) -> None:
 
 
 async def _announce_instance(app: App) -> None:
-    """Hourly, and soon after the number of free units changed."""
-    told, held = -float("inf"), -1
+    """Hourly, before our attestation ends, and soon after the number of free units changed."""
+    due, held = -float("inf"), -1
+    urls = (*app.ctx.places.relay_urls, *app.ctx.places.announce_urls)
     while True:
         try:
             now_held = await app.ctx.store.read(lambda tx: tx.held_units())
-            if now_held != held or trio.current_time() - told >= HOURLY_S:
+            if now_held != held or trio.current_time() >= due:
                 for event in await instance_events(app.ctx):
-                    await app.outlet.deliver(event, app.ctx.places.relay_urls)
-                told, held = trio.current_time(), now_held
+                    await app.outlet.deliver(event, urls)
+                due = trio.current_time() + await announce_again_in_s(app.ctx)
+                held = now_held
         except Exception:
             log.exception("loop failed", loop="announce instance")
         await trio.sleep(5)
+
+
+async def _escrow(app: App) -> None:
+    """Services forget our key when they restart, and after three days."""
+    while app.keeper is not None:
+        safe = False
+        try:
+            done = await app.keeper.refresh()
+            safe = done.is_safe
+            level = log.info if safe and not done.conflicts else log.warning
+            level("escrow", stored=done.stored, failed=done.failed, conflicts=done.conflicts)
+        except Exception:
+            log.exception("loop failed", loop="escrow")
+        await trio.sleep(EVERY_S if safe else RETRY_ESCROW_S)
 
 
 async def _drain(app: App) -> None:
@@ -190,6 +207,7 @@ LOOPS = (
     _reconcile,
     _announce,
     _announce_instance,
+    _escrow,
     _drain,
     _prune,
 )

@@ -13,6 +13,7 @@ from bot.outlet import Outlet
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
 from handlers.context import Context
+from keycrux_client.refresh import Keeper
 
 
 class Nudge:
@@ -53,3 +54,4 @@ class App:
     outlet: Outlet
     inbox: Inbox
     seen: SeenStore
+    keeper: Keeper | None = None

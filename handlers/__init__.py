@@ -9,6 +9,7 @@
 - `domain` holds the rules, as plain Python.
 """
 
+from handlers.attest import AttestParams, attest, tell_attest
 from handlers.balance import BalanceParams, balance, tell_balance
 from handlers.deploy import DeployParams, deploy, tell_deploy
 from handlers.help import HelpParams, help_for, tell_help
@@ -17,6 +18,7 @@ from handlers.list import ListParams, list_containers, tell_list
 from handlers.logs import LogsParams, logs
 from handlers.ping import PingParams, ping
 from handlers.quote import QuoteParams, quote, tell_quote
+from handlers.release import ReleaseParams, release, tell_release
 from handlers.restart import RestartParams, restart, tell_restart
 from handlers.routes import Route
 from handlers.stop import StopParams, stop, tell_stop
@@ -27,7 +29,11 @@ ROUTES: tuple[Route, ...] = (
     Route("ping", PingParams, ping, "Is anybody there?", '"pong"', str),
     Route("help", HelpParams, help_for(lambda: ROUTES), "The commands, or one of them in full.", "commands", tell_help),
     Route("quote", QuoteParams, quote, "What an image would cost and get.",
-          "quote_id, image (pinned), units, price_sat, interval_s, limits, signers, units_free, …", tell_quote),
+          "quote_id, image (pinned), units, price_sat, interval_s, limits, signers, release, units_free, …", tell_quote),
+    Route("release", ReleaseParams, release, "Who signed an image, by its labels and its signers' relays.",
+          "image (pinned), repo, version, image_id, signers, signed_by_all, newer", tell_release),
+    Route("attest", AttestParams, attest, "Proof over your nonce that this key lives in the enclave, now.",
+          "nonce, not_after, tee_root (a 23793 event)", tell_attest, public=False),
     Route("deploy", DeployParams, deploy, "Reserve a place for an image; it starts when the invoice is paid.",
           "pubkey, npub, invoice (as NIP-47's make_invoice)", tell_deploy, aliases=("launch",)),
     Route("topup", TopupParams, topup, "An invoice that feeds a container's balance; anybody may pay.",

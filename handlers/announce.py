@@ -8,20 +8,20 @@ from handlers.domain.lifecycle import State, wire_state
 from handlers.domain.pricing import sat_floor
 from handlers.info import endpoints
 from handlers.ports import Tx
+from handlers.proof import MARGIN_S
 from handlers.records import Container
 from nips import kinds
+from nips.certificates import Role, build_certificate
+from nips.container import ContainerFacts, build_container
 from nips.event import Event
-from nips.nec import (
-    ContainerFacts,
-    InstanceFacts,
-    build_announcement,
-    build_container,
-    build_deletion,
-    build_profile,
-)
+from nips.nec01 import Root
+from nips.nec02 import InstanceFacts, Signatures, build_announcement
+from nips.nip09 import build_deletion
 from nips.nip19 import npub
+from nips.nip24 import build_profile
 from nips.nip65 import build_dm_relay_list, build_relay_list
 
+HOURLY_S = 3_600
 # An unpaid place is told of once: repeating it would be a stranger's free advertisement.
 _TOLD_AGAIN = frozenset({State.DEPLOYED, State.PAUSED, State.SHELVED})
 
@@ -29,6 +29,7 @@ _TOLD_AGAIN = frozenset({State.DEPLOYED, State.PAUSED, State.SHELVED})
 async def instance_events(ctx: Context) -> list[Event]:
     """13793, kind 0, 10002 and 10050 of the instance, as things are now."""
     held = await ctx.store.read(lambda tx: tx.held_units())
+    root = await current_root(ctx)
     now, places, policy = ctx.clock.now(), ctx.places, ctx.policy
     free = max(0, policy.capacity.total_units - held)
     facts = InstanceFacts(
@@ -43,35 +44,50 @@ async def instance_events(ctx: Context) -> list[Event]:
         units_free=free,
         units_total=policy.capacity.total_units,
     )
+    signatures = ctx.proof.signatures if ctx.proof is not None else Signatures()
     return [
-        build_announcement(ctx.key, facts, now),
+        build_announcement(ctx.key, facts, root, signatures, now),
         build_profile(ctx.key, name=places.name, about=places.about, lud16=None, now=now),
         build_relay_list(ctx.key, places.relay_urls, now),
         build_dm_relay_list(ctx.key, places.relay_urls, now),
     ]
 
 
+async def current_root(ctx: Context) -> Root | None:
+    """Our attestation, or None outside of an enclave."""
+    return await ctx.proof.current(ctx.clock.now()) if ctx.proof is not None else None
+
+
+async def announce_again_in_s(ctx: Context) -> int:
+    """Hourly, and before the attestation ends that was announced."""
+    root = await current_root(ctx)
+    if root is None:
+        return HOURLY_S
+    return max(60, min(HOURLY_S, root.attested.not_after - ctx.clock.now() - MARGIN_S))
+
+
 async def queue_container_events(ctx: Context) -> int:
     """Queue announcements of containers that changed, or were told long ago; how many."""
-    queued = await ctx.store.write(lambda tx: _queue_all(tx, ctx))
+    root = await current_root(ctx)
+    queued = await ctx.store.write(lambda tx: _queue_all(tx, ctx, root))
     if queued:
         ctx.wake.outbox()
     return queued
 
 
-def _queue_all(tx: Tx, ctx: Context) -> int:
+def _queue_all(tx: Tx, ctx: Context, root: Root | None) -> int:
     now = ctx.clock.now()
     count = 0
     for row in tx.containers():
         age_s = abs(now - row.announced_at)
         old = row.state in _TOLD_AGAIN and age_s >= ctx.policy.announce_every_s
         if row.dirty or old:
-            _queue(tx, ctx, row, now)
+            _queue(tx, ctx, row, root, now)
             count += 1
     return count
 
 
-def _queue(tx: Tx, ctx: Context, row: Container, now: int) -> None:
+def _queue(tx: Tx, ctx: Context, row: Container, root: Root | None, now: int) -> None:
     relays = ctx.places.relay_urls
     if row.announced_id is not None:
         # 63797 is outside NIP-01's replaceable ranges: what we replace, we delete (NIP-09).
@@ -81,11 +97,26 @@ def _queue(tx: Tx, ctx: Context, row: Container, now: int) -> None:
     if row.state is State.STOPPED:
         tx.save_container(replace(row, dirty=False, announced_id=None, announced_at=now))
         return
-    event = build_container(row.key, _facts(tx, ctx, row), now)
+    event = build_container(row.key, _facts(tx, ctx, row), _proof(ctx, row, root, now), now)
     if row.announced_id is None:
         tx.enqueue(_profile(ctx, row, now), relays, now)
     tx.enqueue(event, relays, now)
     tx.save_container(replace(row, dirty=False, announced_id=event.id, announced_at=now))
+
+
+def _proof(ctx: Context, row: Container, root: Root | None, now: int) -> tuple[Root, Event] | None:
+    """Our attestation, and our word for the container's key and the digest that runs under it."""
+    if root is None:
+        return None
+    certificate = build_certificate(
+        ctx.key,
+        row.pubkey,
+        Role.CONTAINER,
+        now,
+        image=row.image,
+        not_after=root.attested.not_after,
+    )
+    return root, certificate
 
 
 def _facts(tx: Tx, ctx: Context, row: Container) -> ContainerFacts:
@@ -99,6 +130,7 @@ def _facts(tx: Tx, ctx: Context, row: Container) -> ContainerFacts:
         units=row.units,
         endpoints=endpoints(ctx, row) if running else (),
         reason=row.reason,
+        upgrade=row.upgrade,
     )
 
 

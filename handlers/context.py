@@ -7,7 +7,9 @@ from handlers.domain.limits import UnitSize
 from handlers.domain.meter import Rhythm
 from handlers.domain.ports_pool import PortRange
 from handlers.domain.pricing import Tariff
-from handlers.ports import Clock, Engine, Registry, Store, Wake, Wallet
+from handlers.ports import Clock, Engine, Events, Registry, Store, Wake, Wallet
+from handlers.proof import Proof
+from nips.env import Env
 from nips.keys import SecretKey
 
 
@@ -62,6 +64,8 @@ class Places:
     relay_urls: tuple[str, ...]
     public_url: str | None
     app_host: str
+    # Where the instance is announced beside its own relays.
+    announce_urls: tuple[str, ...] = ()
 
     @property
     def lud16_host(self) -> str | None:
@@ -78,10 +82,18 @@ class Context:
     wallet: Wallet
     engine: Engine
     registry: Registry
+    events: Events
     clock: Clock
     wake: Wake
     policy: Policy
     places: Places
+    # None outside of an enclave: then nothing is proved, and everything says debug.
+    proof: Proof | None = None
+
+    @property
+    def env(self) -> Env:
+        """How far anybody may trust us, by what we can prove."""
+        return self.proof.env if self.proof is not None else Env.DEBUG
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from handlers.errors import Code, Refusal, invalid, restricted, unavailable
 from handlers.invoicing import invoice_result, mint, record
 from handlers.params import ENV, IMAGE, NAME, QUOTE_ID, UPGRADE, integer, param
 from handlers.ports import Minted, Tx
-from handlers.quote import make_quote
+from handlers.quote import price, resolve
 from handlers.records import Container, PublishedPort
 from nips.keys import SecretKey
 from nips.nip19 import npub
@@ -97,7 +97,8 @@ def capacity_refusal(problem: NoCapacity) -> Refusal:
 
 async def _quote_for(ctx: Context, params: DeployParams) -> Quote | Refusal:
     if params.quote_id is None:
-        return await make_quote(ctx, params.docker, params.units)
+        found = await resolve(ctx, params.docker, params.units)
+        return found if isinstance(found, Refusal) else price(ctx, found, params.units)
     quote_id = params.quote_id
     kept = await ctx.store.read(lambda tx: tx.quote(quote_id))
     if kept is None or not kept.is_valid_for(str(params.docker), params.units, ctx.clock.now()):

@@ -17,6 +17,7 @@ from nips.nip19 import pubkey_from_npub_untrusted
 P = TypeVar("P")
 MAX_ENV, MAX_ENV_VALUE, MAX_ENV_TOTAL = 64, 4_096, 16_384
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,30}")
+_NONCE = re.compile(r"(?:[0-9a-f]{2}){16,64}")
 _ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
@@ -142,6 +143,12 @@ def _pubkey(value: object) -> object:
     return pubkey_from_npub_untrusted(_text(value).removeprefix("nostr:"))
 
 
+def _nonce(value: object) -> object:
+    if not _NONCE.fullmatch(_text(value)):
+        raise _Bad("does not fit")
+    return value
+
+
 def _env(value: object) -> object:
     if not isinstance(value, dict) or len(value) > MAX_ENV:
         raise _Bad(f"not an object of at most {MAX_ENV} entries")
@@ -192,6 +199,7 @@ IMAGE = Check(
 )
 NAME = Check("a name of 2 to 31 letters a-z, digits and hyphens", _name)
 PUBKEY = Check("a container's npub or 64 hex digits", _pubkey)
+NONCE = Check("a nonce of 16 to 64 bytes in lower-case hex", _nonce)
 ENV = Check(
     f"an object of at most {MAX_ENV} environment variables, strings to strings", _env, None
 )

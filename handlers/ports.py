@@ -18,6 +18,7 @@ from handlers.domain.plan import Found
 from handlers.domain.quote import Quote
 from handlers.records import Container, InvoiceRecord, OutboxItem, Outgoing, PublishedPort
 from nips.event import Event
+from nips.filters import Filter
 from nips.keys import SecretKey
 
 T = TypeVar("T")
@@ -175,10 +176,12 @@ class Wallet(Protocol):
 
 @dataclass(frozen=True)
 class ResolvedImage:
-    """What a registry says of an image for linux/amd64. ``digest`` is its manifest's."""
+    """What a registry says of an image for linux/amd64. ``digest`` is its manifest's; ``image_id`` its
+    config's, 64 hex digits: what signatures over images name."""
 
     ref: ImageRef
     digest: str
+    image_id: str
     compressed_bytes: int
     labels: Mapping[str, str]
     ports: tuple[str, ...]
@@ -233,6 +236,20 @@ class Engine(Protocol):
     def take_ended(self) -> list[Ended]:
         """Runs that were seen alive and are over now; each is handed out once."""
         ...
+
+
+class Attester(Protocol):
+    """The security module of the enclave we live in. Raises when it fails: then nothing can be proved."""
+
+    async def document(
+        self, *, public_key: bytes, nonce: bytes | None = None, user_data: bytes | None = None
+    ) -> bytes: ...
+
+
+class Events(Protocol):
+    """Events that relays hold. What comes was checked for id and signature, and for nothing else."""
+
+    async def find(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> list[Event]: ...
 
 
 class Clock(Protocol):

@@ -13,10 +13,9 @@ from handlers.domain.quote import Quote
 from handlers.errors import Code, Refusal, invalid
 from handlers.params import IMAGE, integer, param
 from handlers.ports import ImageProblem, ResolvedImage
-from nips.crypto import is_pubkey
+from handlers.release import check_release, read_labels, release_result, tell_signers
 
 MAX_VOLUMES = 8
-MAX_SIGNERS = 16
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,21 @@ class QuoteParams:
 
 
 async def quote(ctx: Context, caller: Caller, params: QuoteParams) -> dict[str, Any] | Refusal:
-    """Resolve the image to a digest and price it; the quote is kept for some minutes."""
-    made = await make_quote(ctx, params.docker, params.units)
-    if isinstance(made, Refusal):
-        return made
+    """Resolve the image to a digest, price it, and see who signed it; kept for some minutes."""
+    found = await resolve(ctx, params.docker, params.units)
+    if isinstance(found, Refusal):
+        return found
+    made = price(ctx, found, params.units)
+    report = await check_release(ctx.events, found)
     now = ctx.clock.now()
     await ctx.store.write(lambda tx: tx.add_quote(made, now))
     free = ctx.policy.capacity.total_units - await ctx.store.read(lambda tx: tx.held_units())
-    return quote_result(made, limits_for(made.units, ctx.policy.unit_size), free)
+    result = quote_result(made, limits_for(made.units, ctx.policy.unit_size), free)
+    return result | {"release": release_result(report)}
 
 
-async def make_quote(ctx: Context, ref: ImageRef, units: int) -> Quote | Refusal:
-    """A quote that is not stored yet."""
+async def resolve(ctx: Context, ref: ImageRef, units: int) -> ResolvedImage | Refusal:
+    """The image, if it can be had and fits into so many units."""
     if units > ctx.policy.capacity.max_units_per_container:
         return invalid(
             f"at most {ctx.policy.capacity.max_units_per_container} units per container"
@@ -52,17 +54,23 @@ async def make_quote(ctx: Context, ref: ImageRef, units: int) -> Quote | Refusal
     problem = _unfit(found, limits_for(units, ctx.policy.unit_size))
     if problem is not None:
         return invalid(f"{ref}: {problem}")
+    return found
+
+
+def price(ctx: Context, found: ResolvedImage, units: int) -> Quote:
+    """A quote that is not stored yet."""
+    labels = read_labels(found.labels)
     return Quote(
         quote_id=secrets.token_hex(16),
-        image=ref.pinned(found.digest),
-        asked_for=str(ref),
+        image=found.ref.pinned(found.digest),
+        asked_for=str(found.ref),
         units=units,
         tariff=ctx.policy.tariff,
         compressed_bytes=found.compressed_bytes,
         ports=found.ports,
         volumes=found.volumes,
-        signers=_signers(found.labels.get("signers", "")),
-        version=found.labels.get("version", "")[:64] or None,
+        signers=labels.signers,
+        version=labels.version or None,
         expires_at=ctx.clock.now() + ctx.policy.quote_valid_s,
     )
 
@@ -99,7 +107,8 @@ def tell_quote(result: dict[str, Any]) -> str:
         f"{result['image']} with {result['units']} units: {result['price_sat']} sat per "
         f"{result['interval_s']} s, metered by the second. {limits['cpu_cores']:g} CPU, "
         f"{limits['memory_bytes'] // 1_000_000} MB memory, {limits['pids']} processes, "
-        f"{limits['disk_bytes'] // 1_000_000} MB disk. {result['units_free']} units are free."
+        f"{limits['disk_bytes'] // 1_000_000} MB disk. {result['units_free']} units are free. "
+        f"Code: {tell_signers(result['release'])}"
     )
 
 
@@ -111,8 +120,3 @@ def _unfit(found: ResolvedImage, limits: Limits) -> str | None:
     if len(found.volumes) > MAX_VOLUMES:
         return f"the image has more than {MAX_VOLUMES} volumes"
     return None
-
-
-def _signers(label: str) -> tuple[str, ...]:
-    listed = [part.strip() for part in label.split(",")][:MAX_SIGNERS]
-    return tuple(pubkey for pubkey in listed if is_pubkey(pubkey))

@@ -133,7 +133,7 @@ def _spec(ctx: Context, row: Container) -> ContainerSpec:
         image=row.image,
         generation=row.generation,
         limits=limits_for(row.units, ctx.policy.unit_size),
-        env=row.env | {"ENCLAVED": "debug"},
+        env=row.env | {"ENCLAVED": ctx.env.value},
         volumes=row.volumes,
         ports=row.ports,
     )

@@ -76,6 +76,9 @@ def proof_tags(root: Root, signatures: Signatures) -> list[Tag]:
 
 
 def _named(signatures: Signatures) -> list[tuple[str, str, Event]]:
-    named = [("build", "builder", signatures.builder), ("instance", "launcher", signatures.launcher)]
+    named = [
+        ("build", "builder", signatures.builder),
+        ("instance", "launcher", signatures.launcher),
+    ]
     named += [("release", "releaser", event) for event in signatures.releases]
     return [(name, role, event) for name, role, event in named if event is not None]

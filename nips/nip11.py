@@ -27,7 +27,7 @@ class RelayLimits:
     max_queued_bytes: int = 8 * 1024 * 1024
 
 
-def relay_document(name: str, pubkey: str, limits: RelayLimits) -> dict[str, object]:
+def relay_document(name: str, pubkey: str | None, limits: RelayLimits) -> dict[str, object]:
     """The JSON document."""
     return {
         "name": name,

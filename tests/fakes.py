@@ -22,11 +22,13 @@ from handlers.ports import (
     WalletProblem,
 )
 from nips.bolt11 import decode_invoice_untrusted, encode_invoice
+from nips.event import Event
 from nips.keys import SecretKey
 
 NODE = b"\x11" * 32
 STRANGERS_NODE = b"\x22" * 32
 DIGEST = "sha256:" + "ab" * 32
+IMAGE_ID = "cd" * 32
 
 
 @dataclass
@@ -280,8 +282,21 @@ class FakeRegistry:
         if self.problem is not None:
             return self.problem
         return ResolvedImage(
-            ref, DIGEST, self.compressed_bytes, self.labels, self.ports, self.volumes
+            ref, DIGEST, IMAGE_ID, self.compressed_bytes, self.labels, self.ports, self.volumes
         )
+
+
+@dataclass
+class FakeEvents:
+    """Relays by URL, each with the events it holds."""
+
+    relays: dict[str, list[Event]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def find(self, filters, relay_urls):
+        self.asked += relay_urls
+        held = [event for url in relay_urls for event in self.relays.get(url, [])]
+        return [event for event in held if any(f.matches(event) for f in filters)]
 
 
 class Quiet:
@@ -300,8 +315,8 @@ PLACES = Places(
 
 def make_context(store, wallet, engine, clock, registry=None, policy=None, key=None) -> Context:
     return Context(
-        key or SecretKey.generate(), store, wallet, engine, registry or FakeRegistry(), clock, Quiet(),
-        policy or Policy(), PLACES,
+        key or SecretKey.generate(), store, wallet, engine, registry or FakeRegistry(), FakeEvents(),
+        clock, Quiet(), policy or Policy(), PLACES,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from bot.adapters.sqlite_store import SqliteStore, migrate
-from bot.app import load_key
+from bot.boot.identity import load_key
 from bot.clock import SystemClock
 from bot.config import ConfigError, load
 from bot.logging import blank_secrets

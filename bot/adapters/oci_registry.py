@@ -107,13 +107,16 @@ class OciRegistry:
         layers = document["layers"]
         if len(layers) > MAX_LAYERS:
             raise _Refused(f"the image has more than {MAX_LAYERS} layers")
-        config, _, _ = await self._document(ref, "blobs", str(document["config"]["digest"]))
+        config, config_digest, _ = await self._document(
+            ref, "blobs", str(document["config"]["digest"])
+        )
         if (config.get("os"), config.get("architecture")) != ("linux", "amd64"):
             raise _Refused("the image is not for linux/amd64")
         settings = config.get("config") or {}
         return ResolvedImage(
             ref=ref,
             digest=digest,
+            image_id=config_digest.removeprefix("sha256:"),
             compressed_bytes=sum(_size(layer) for layer in layers),
             labels={str(k): str(v) for k, v in (settings.get("Labels") or {}).items()},
             ports=_ports(settings.get("ExposedPorts") or {}),

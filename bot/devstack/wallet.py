@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from bot.app import load_key
+from bot.boot.identity import load_key
 from bot.clock import SystemClock
 from bot.devstack.wallet_book import WalletBook, WalletError
 from bot.relay.connection import RelayPolicy

@@ -66,14 +66,15 @@ class RelayServer:
         clock: Clock,
         *,
         name: str,
-        pubkey: str,
+        pubkey: str | None,
         urls: Iterable[str] = (),
         limits: RelayLimits = RelayLimits(),
         path: Path | None = None,
     ) -> None:
         self._clock = clock
         self._limits = limits
-        self._document = orjson.dumps(relay_document(name, pubkey, limits))
+        self._name = name
+        self.belongs_to(pubkey)
         self._urls = {url.rstrip("/") for url in urls}
         self._events = EventStore(limits.max_stored_events, limits.max_stored_bytes, path)
         self._listeners: list[Listener] = []
@@ -83,6 +84,10 @@ class RelayServer:
         self._by_kind: defaultdict[int, set[tuple[int, str]]] = defaultdict(set)
         self._open: set[tuple[int, str]] = set()
         self._clients: dict[int, Session] = {}
+
+    def belongs_to(self, pubkey: str | None) -> None:
+        """Whose relay this is (NIP-11); not known before the server has its key."""
+        self._document = orjson.dumps(relay_document(self._name, pubkey, self._limits))
 
     def listen(self, listener: Listener) -> None:
         """Call this for every accepted event, right away; it must not block."""

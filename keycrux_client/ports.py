@@ -1,0 +1,36 @@
+"""What the escrow client needs of the world."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nips.event import Event
+from nips.filters import Filter
+
+
+class Attester(Protocol):
+    """The security module: attests a session's key. Raises when it fails."""
+
+    async def document(
+        self, *, public_key: bytes, nonce: bytes | None = None, user_data: bytes | None = None
+    ) -> bytes: ...
+
+
+class Relays(Protocol):
+    """Finds announcements, and carries one request and its reply. Nothing that comes is trusted."""
+
+    async def find(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> list[Event]: ...
+
+    async def ask(
+        self,
+        url: str,
+        request: Event,
+        answers: Filter,
+        is_reply: Callable[[Event], bool],
+        within_s: float,
+    ) -> Event | None: ...
+
+
+class Clock(Protocol):
+    """Unix seconds."""
+
+    def now(self) -> int: ...
