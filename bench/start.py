@@ -72,12 +72,12 @@ async def bare(on: Stack, starts: Starts, image: str, port: int) -> float:
 
 
 async def paid(on: Stack, starts: Starts, me, wallet: NwcWallet, image: str) -> float:
-    result = await me.call(on.instance.pubkey, "deploy", docker=image, units=10, amount_sat=1_000)
+    result = await me.call(on.instance, "deploy", docker=image, units=10, amount_sat=1_000)
     began_s = time.time()
     done = await wallet.pay(result["invoice"]["invoice"], 0, None)
     assert done.status is PayStatus.SETTLED
     took = await starts.after(began_s)
-    await me.call(on.instance.pubkey, "stop", pubkey=result["pubkey"], force=True)
+    await me.call(on.instance, "stop", pubkey=result["pubkey"], force=True)
     await trio.sleep(1.5)
     return took
 

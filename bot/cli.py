@@ -1,4 +1,4 @@
-"""The command line: ``run`` a server, ``call`` one, make a ``key``."""
+"""The command line: ``run`` a server, ``call`` one, ``verify`` one, sign a ``release``, make a ``key``."""
 
 import argparse
 import json
@@ -9,15 +9,31 @@ from pathlib import Path
 
 import trio
 
-from bot import app, logging
+from bot import app, cli_proof, logging
 from bot.adapters.docker_engine import EngineUnusable
 from bot.adapters.nsm import NsmUnusable
 from bot.boot.unlock import Halted
 from bot.client import CallRefused, NoAnswer, open_client
 from bot.config import ConfigError, load
+from bot.maintain import CannotRelease
+from bot.signer import SignerProblem
 from nips.errors import BadInput, BadKey
 from nips.keys import SecretKey
 from nips.nip19 import npub, nsec, pubkey_from_npub_untrusted
+
+# What a person can do something about: one line, no traceback.
+EXPECTED = (
+    ConfigError,
+    EngineUnusable,
+    NsmUnusable,
+    Halted,
+    CallRefused,
+    NoAnswer,
+    CannotRelease,
+    SignerProblem,
+    BadInput,
+    OSError,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,15 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = options.do(options)
         return code
-    except (
-        ConfigError,
-        EngineUnusable,
-        NsmUnusable,
-        Halted,
-        CallRefused,
-        NoAnswer,
-        BadInput,
-    ) as error:
+    except EXPECTED as error:
         print(f"enclaved: error: {error}", file=sys.stderr)
         return 1
 
@@ -61,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     call.add_argument("method")
     call.add_argument("params", nargs="*", help="name=value; a value may be JSON")
     call.set_defaults(do=_call)
+    cli_proof.add_commands(commands)
     key = commands.add_parser("key", help="make a key file, or show the npub of one")
     key.add_argument("file", type=Path)
     key.set_defaults(do=_key)

@@ -81,6 +81,12 @@ class Supervisor:
             for running in self._running.values():
                 nursery.start_soon(self._stop_one, running)
 
+    async def halt(self, name: str) -> None:
+        """Stop one program, whatever depends on it; it can be started again."""
+        running = self._running[name]
+        running.stopping.set()
+        await running.down.wait()
+
     async def _stop_one(self, running: _Running) -> None:
         for other in self._running.values():
             if running.program.name in other.program.after:

@@ -7,7 +7,7 @@ The order of writes, so that a crash between any two of them loses nothing:
   crash before the last step leaves an escrowed key without a backup, and nothing of value: nobody was served.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from keycrux_client.shares import DiskKey, Head
 from nips.keys import SecretKey
 
 log = structlog.get_logger()
-RETRY_S = 5
+RETRY_FIRST_S, RETRY_MOST_S = 0.5, 5.0
 FindServices = Callable[[], Awaitable[Sequence[Service]]]
 
 
@@ -70,6 +70,7 @@ class Unlocker:
     async def _decide(self, backup: Backup, raw: bytes) -> Restore | CreateFresh | Halt:
         """Asked again and again, while another answer is possible."""
         decision: Restore | CreateFresh | Halt = Halt("escrow was not asked yet", retry=True)
+        waits = _waits()
         with trio.move_on_after(self._halt_after_s):
             while True:
                 services = await self._find_services()
@@ -78,8 +79,9 @@ class Unlocker:
                 decision = decide(backup, escrow, forget_state=self._forget_state)
                 if not isinstance(decision, Halt) or not decision.retry:
                     break
-                log.warning("halted", reason=decision.reason, retry_s=RETRY_S)
-                await trio.sleep(RETRY_S)
+                wait_s = next(waits)
+                log.warning("halted", reason=decision.reason, retry_s=wait_s)
+                await trio.sleep(wait_s)
         log.info(
             "escrow",
             backup=backup.value,
@@ -123,6 +125,7 @@ class Unlocker:
     async def _make_safe(self, keeper: Keeper) -> None:
         """Nobody is served while our key is in this memory alone."""
         done: Refreshed | None = None
+        waits = _waits()
         with trio.move_on_after(self._halt_after_s):
             while True:
                 done = await keeper.refresh()
@@ -130,9 +133,16 @@ class Unlocker:
                     log.info("escrow holds our key", services=list(done.stored))
                     return
                 log.warning("escrow does not hold our key yet", failed=list(done.failed))
-                await trio.sleep(RETRY_S)
+                await trio.sleep(next(waits))
         conflicts = f"; held by another key: {', '.join(done.conflicts)}" if done else ""
         raise Halted(f"no escrow service took our key{conflicts}")
+
+
+def _waits() -> Iterator[float]:
+    wait_s = RETRY_FIRST_S
+    while True:
+        yield wait_s
+        wait_s = min(wait_s * 2, RETRY_MOST_S)
 
 
 def _look(path: Path) -> tuple[Backup, bytes]:

@@ -8,7 +8,7 @@ import sys
 import trio
 
 from bot.devstack.demo import demo
-from bot.devstack.stack import ground
+from bot.devstack.ground import ground
 
 
 def main() -> int:

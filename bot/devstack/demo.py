@@ -1,6 +1,8 @@
-"""DEVELOPMENT ONLY. The main job as a stranger does it, live: nine steps, over the relay, with timings."""
+"""DEVELOPMENT ONLY. The main job as a stranger does it, live, over the relay, with timings; then what the
+enclave does for its key: a restart, and an upgrade that is refused until its maintainer signed it."""
 
 import hashlib
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +11,15 @@ from urllib.parse import urlencode
 
 import httpcore
 import orjson
+import structlog
 import trio
 
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.client import CallRefused, Client, NoAnswer, open_client
 from bot.clock import SystemClock
+from bot.devstack.image import REPO
 from bot.devstack.sample import build_image
-from bot.devstack.stack import REPO, Stack, stack
+from bot.devstack.stack import Stack, stack
 from bot.supervisor import ProgramFailed
 from handlers.ports import Minted, PayStatus
 from nips import kinds, nip17
@@ -71,11 +75,13 @@ class Actor:
 
     @property
     def instance(self) -> str:
-        return self.on.instance.pubkey
+        return self.on.instance
 
 
 async def demo(*, once: bool) -> int:
     """Run the steps; then stay up until interrupted, unless ``once``. The exit code."""
+    # Our own connection comes and goes with the instance; that is not worth a line here.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     out = Transcript()
     failures: list[BaseException] = []
     try:
@@ -118,15 +124,20 @@ async def _main_job(a: Actor) -> None:
         Filter(kinds=frozenset({kinds.GIFT_WRAP}), tags={"p": frozenset({a.me.key.pubkey})}),
     )
     await _discover(a)
+    await _verify(a, 2, "the instance", npub(a.instance))
     await _mention(a)
     pubkey, invoice = await _deploy(a)
     a.me.watch(Filter(authors=frozenset({pubkey})), Filter(tags={"p": frozenset({pubkey})}))
     await _pay(a, invoice)
     await _see_it_run(a, pubkey)
+    await _verify(a, 7, "the container", npub(pubkey))
     await _zap(a, pubkey)
     await _watch_metering(a, pubkey)
     await _read_logs(a, pubkey)
     await _stop_and_withdraw(a, pubkey)
+    await _restart(a)
+    await _upgrade_unsigned(a)
+    await _upgrade_signed(a)
 
 
 async def _discover(a: Actor) -> None:
@@ -139,8 +150,23 @@ async def _discover(a: Actor) -> None:
     )
 
 
+async def _verify(a: Actor, number: int, what: str, who: str) -> None:
+    a.out.step(number, f"verify {what} with `enclaved verify`, as anybody can")
+    command = [str(REPO / ".venv/bin/enclaved"), "verify", who, "--relay", a.on.relay_url]
+    command += ["--dev-root", str(a.on.enclave.root), "--repo", a.on.enclave.people.repo]
+    command += ["--maintainer", npub(a.on.enclave.people.maintainer.pubkey)]
+    done = await trio.run_process(command, capture_stdout=True, check=False)
+    for line in done.stdout.decode().splitlines():
+        a.out.say(line)
+    _expect(done.returncode == 0, "it is valid")
+    stranger = [word for word in command if word not in ("--dev-root", str(a.on.enclave.root))]
+    refused = await trio.run_process(stranger, capture_stdout=True, check=False)
+    _expect(refused.returncode == 1, "AWS's root does not vouch for it")
+    a.out.done("exit 0; without --dev-root, by AWS's root: exit 1")
+
+
 async def _mention(a: Actor) -> None:
-    a.out.step(2, "post a public mention, read the reply note")
+    a.out.step(3, "post a public mention, read the reply note")
     text = f"nostr:{npub(a.instance)} quote {a.image} units={UNITS}"
     a.out.say(f"> {text}")
     note = await a.me.publish(kinds.NOTE, text, [("p", a.instance)])
@@ -152,7 +178,7 @@ async def _mention(a: Actor) -> None:
 
 
 async def _deploy(a: Actor) -> tuple[str, str]:
-    a.out.step(3, "encrypted RPC deploy (29425): pubkey and bolt11")
+    a.out.step(4, "encrypted RPC deploy (29425): pubkey and bolt11")
     result = await a.me.call(
         a.instance, "deploy", docker=a.image, units=UNITS, name="hello", env={"UNITS": str(UNITS)}
     )
@@ -165,14 +191,14 @@ async def _deploy(a: Actor) -> tuple[str, str]:
 
 
 async def _pay(a: Actor, invoice: str) -> None:
-    a.out.step(4, "pay the invoice from the payer's wallet over NIP-47")
+    a.out.step(5, "pay the invoice from the payer's wallet over NIP-47")
     paid = await a.wallet.pay(invoice, 0, None)
     _expect(paid.status is PayStatus.SETTLED, f"the payment settles, not {paid}")
     a.out.done(f"preimage {str(paid.preimage)[:16]}…")
 
 
 async def _see_it_run(a: Actor, pubkey: str) -> None:
-    a.out.step(5, "see it announced as deployed, fetch a page")
+    a.out.step(6, "see it announced as deployed, fetch a page")
     event = await _announced(a, pubkey, "deployed")
     address = (event.tag("endpoint") or "").removeprefix("tcp://")
     page = await _fetch_page(f"http://{address}/")
@@ -182,7 +208,7 @@ async def _see_it_run(a: Actor, pubkey: str) -> None:
 
 
 async def _zap(a: Actor, pubkey: str) -> None:
-    a.out.step(6, "zap the container's profile (LNURL-pay, NIP-57)")
+    a.out.step(8, "zap the container's profile (LNURL-pay, NIP-57)")
     profile = orjson.loads(
         (await a.me.wait_for(lambda e: e.kind == kinds.PROFILE and e.pubkey == pubkey)).content
     )
@@ -212,7 +238,7 @@ async def _zap(a: Actor, pubkey: str) -> None:
 
 
 async def _watch_metering(a: Actor, pubkey: str) -> None:
-    a.out.step(7, "metering: draw-down, low-balance notice, pause at zero, resume after a top-up")
+    a.out.step(9, "metering: draw-down, low-balance notice, pause at zero, resume after a top-up")
     seen = []
     for _ in range(3):
         seen.append((await a.me.call(a.instance, "balance", pubkey=pubkey))["balance_msat"])
@@ -237,7 +263,7 @@ async def _watch_metering(a: Actor, pubkey: str) -> None:
 
 
 async def _read_logs(a: Actor, pubkey: str) -> None:
-    a.out.step(8, "ask for the owner's logs")
+    a.out.step(10, "ask for the owner's logs")
     text = str((await a.me.call(a.instance, "logs", pubkey=pubkey, lines=10))["logs"])
     _expect(
         "hello from the sample app" in text and f"units: {UNITS}" in text, "the logs are the app's"
@@ -248,7 +274,7 @@ async def _read_logs(a: Actor, pubkey: str) -> None:
 
 
 async def _stop_and_withdraw(a: Actor, pubkey: str) -> None:
-    a.out.step(9, "stop it, withdraw what is left to an invoice")
+    a.out.step(11, "stop it, withdraw what is left to an invoice")
     asked = await a.me.call(a.instance, "stop", pubkey=pubkey)
     _expect(asked["confirm"], "the first stop asks for confirmation")
     stopped = await a.me.call(a.instance, "stop", pubkey=pubkey)
@@ -268,7 +294,48 @@ async def _stop_and_withdraw(a: Actor, pubkey: str) -> None:
     )
 
 
+async def _restart(a: Actor) -> None:
+    a.out.step(12, "restart: the same code proves its PCRs and gets its key back from escrow")
+    await a.on.enclave.stop()
+    a.out.say(
+        "enclaved and its module are stopped; the key to its identity was in its memory alone"
+    )
+    await a.on.enclave.start()
+    _expect(await a.on.enclave.ready() == a.instance, "it is the same instance")
+    a.out.done(f"the same identity again: {npub(a.instance)}")
+
+
+async def _upgrade_unsigned(a: Actor) -> None:
+    a.out.step(13, "another image, unsigned: escrow keeps the key, enclaved halts")
+    await a.on.enclave.stop()
+    a.on.enclave.image = await trio.to_thread.run_sync(a.on.enclave.changed_image)
+    await a.on.enclave.start(signed=False)
+    reason = await a.on.enclave.halted()
+    await a.on.enclave.stop()
+    a.out.done(f"halted: {reason}")
+
+
+async def _upgrade_signed(a: Actor) -> None:
+    a.out.step(14, "the same image, signed by its maintainer: escrow gives the key")
+    await a.on.enclave.start(signed=True)
+    _expect(await a.on.enclave.ready() == a.instance, "it is the same instance")
+    pong = await _call_again(a, "ping")
+    _expect(pong == "pong", "it answers")
+    a.out.done(f"the same identity under new PCRs: {npub(a.instance)}")
+
+
 # -- helpers of the steps ---------------------------------------------------------------------------
+
+
+async def _call_again(a: Actor, method: str) -> object:
+    """The relay went down with the instance; our connection comes back by itself."""
+    with trio.fail_after(30):
+        while True:
+            with trio.move_on_after(2):
+                try:
+                    return await a.me.call(a.instance, method)
+                except NoAnswer:
+                    await trio.sleep(0.1)
 
 
 async def _announced(a: Actor, pubkey: str, state: str, after: Event | None = None) -> Event:
@@ -327,10 +394,10 @@ def _tell_how_to_talk(on: Stack, key: SecretKey, image: str) -> None:
     uri = path.with_name("payer.uri")
     uri.touch(mode=0o600)
     uri.write_text(on.payer_uri())
-    call = f"{REPO}/.venv/bin/enclaved call --relay {on.relay_url} --to {npub(on.instance.pubkey)} --key {path}"
+    call = f"{REPO}/.venv/bin/enclaved call --relay {on.relay_url} --to {npub(on.instance)} --key {path}"
     print(
         f"\nIt stays up until Ctrl-C. To talk to it:\n"
-        f"  relay     {on.relay_url}\n  instance  {npub(on.instance.pubkey)}\n"
+        f"  relay     {on.relay_url}\n  instance  {npub(on.instance)}\n"
         f"  {call} help\n  {call} quote docker={image} units=1\n  {call} deploy docker={image} units=1\n"
         f"  {call} list\n  payer's wallet, for any NIP-47 client: {uri}\n  logs: {path.parent}/*.log",
         flush=True,

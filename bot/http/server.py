@@ -1,4 +1,4 @@
-"""Lightning addresses over HTTP (LUD-06, LUD-16, NIP-57), on hypercorn and Starlette.
+"""Lightning addresses (LUD-06, LUD-16, NIP-57) and attestation over HTTP, on hypercorn and Starlette.
 
 LNURL answers errors with status 200 and a reason; anybody may call, from any page (CORS).
 """
@@ -17,18 +17,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from handlers.attest import AttestParams, attestation_for
 from handlers.context import Context
 from handlers.errors import Code, Refusal, invalid
+from handlers.params import parse_params
 from handlers.zap import pay_callback, pay_request
 from nips.errors import BadKey
 from nips.lnurl import error_answer
 from nips.nip19 import pubkey_from_npub_untrusted
 
 log = structlog.get_logger()
+MAX_ATTESTING = 4
+_HEADERS = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
 
 
 def build_app(ctx: Context) -> Starlette:
-    """The two LNURL endpoints of every container."""
+    """The two LNURL endpoints of every container, and the instance's attestation."""
+    # The module answers one at a time; strangers must not keep our own announcements from it.
+    attesting = trio.CapacityLimiter(MAX_ATTESTING)
 
     async def first(request: Request) -> JSONResponse:
         return await _answer(request, lambda pubkey: pay_request(ctx, pubkey))
@@ -42,8 +48,26 @@ def build_app(ctx: Context) -> Starlette:
             request, lambda pubkey: pay_callback(ctx, pubkey, int(amount), zap_request)
         )
 
+    async def attest(request: Request) -> JSONResponse:
+        params = parse_params(AttestParams, {"nonce": request.query_params.get("nonce")})
+        if isinstance(params, Refusal):
+            return _refused(params)
+        try:
+            attesting.acquire_on_behalf_of_nowait(request)
+        except trio.WouldBlock:
+            return _refused(Refusal(Code.RATE_LIMITED, "too many ask at once; try again"))
+        try:
+            outcome = await attestation_for(ctx, params.nonce)
+        except Exception:
+            log.exception("attestation failed")
+            outcome = Refusal(Code.INTERNAL, "that failed here; it is logged")
+        finally:
+            attesting.release_on_behalf_of(request)
+        return _refused(outcome) if isinstance(outcome, Refusal) else _json(outcome)
+
     return Starlette(
         routes=[
+            Route("/attest", attest),
             Route("/.well-known/lnurlp/{name}", first),
             Route("/lnurlp/{name}/callback", callback),
         ]
@@ -62,11 +86,23 @@ async def _answer(request: Request, work: Any) -> JSONResponse:
         return _json(Refusal(Code.INTERNAL, "that failed here; it is logged"))
 
 
+_STATUS = {
+    Code.INVALID: 400,
+    Code.RATE_LIMITED: 429,
+    Code.UNAVAILABLE: 503,
+    Code.INTERNAL: 500,
+}
+
+
+def _refused(refusal: Refusal) -> JSONResponse:
+    return JSONResponse(
+        {"error": str(refusal)}, status_code=_STATUS.get(refusal.code, 400), headers=_HEADERS
+    )
+
+
 def _json(outcome: dict[str, Any] | Refusal) -> JSONResponse:
     body = error_answer(str(outcome)) if isinstance(outcome, Refusal) else outcome
-    return JSONResponse(
-        body, headers={"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
-    )
+    return JSONResponse(body, headers=_HEADERS)
 
 
 async def serve(

@@ -21,17 +21,20 @@ from nips.relay_url import parse_relay_url_untrusted
 
 TOTAL_S = 15
 FETCH_S = 5
+REPEAT_S = 1.5
 MAX_MESSAGE_BYTES, MAX_QUEUED_BYTES = 1 << 18, 1 << 20
 MAX_EVENTS = 500
 _UNREACHABLE = (BadInput, WebsocketGone, httpcore.ConnectError)
 Messages = AsyncGenerator[nip01.RelayMessage, None]
 
 
-async def bring(event: Event, url: str) -> bool:
+async def bring(
+    event: Event, url: str, *, find_address: FindAddress | None = resolve_public
+) -> bool:
     """Whether the relay took it. False for anything else; never raises for what the relay does."""
     try:
         with trio.move_on_after(TOTAL_S):
-            async with _visit(url, resolve_public) as (websocket, messages):
+            async with _visit(url, find_address) as (websocket, messages):
                 websocket.send(nip01.encode_publish(event))
                 async for message in messages:
                     if isinstance(message, nip01.OkMessage) and message.event_id == event.id:
@@ -84,19 +87,29 @@ async def ask(
         with trio.move_on_after(within_s):
             async with _visit(url, find_address) as (websocket, messages):
                 websocket.send(nip01.encode_req("ask", [answers]))
-                # Some relays confirm a subscription late; a reply to a request before it would be lost.
-                async for message in messages:
-                    match message:
-                        case nip01.EoseMessage():
-                            websocket.send(nip01.encode_publish(request))
-                        case nip01.EventMessage(_, event):
-                            if _is_wanted(event, [answers]) and is_reply(event):
-                                return event
-                        case _:
-                            pass
+                async with trio.open_nursery() as nursery:
+                    # A reply to a request before the subscription stands would be lost.
+                    async for message in messages:
+                        match message:
+                            case nip01.EoseMessage():
+                                nursery.start_soon(_repeat, websocket, request)
+                            case nip01.EventMessage(_, event):
+                                if _is_wanted(event, [answers]) and is_reply(event):
+                                    nursery.cancel_scope.cancel()
+                                    return event
+                            case _:
+                                pass
+                    nursery.cancel_scope.cancel()
     except* _UNREACHABLE:
         pass
     return None
+
+
+async def _repeat(websocket: Websocket, request: Event) -> None:
+    """Ephemeral events reach only who listens at that moment: a service that just restarted does not."""
+    while True:
+        websocket.send(nip01.encode_publish(request))
+        await trio.sleep(REPEAT_S)
 
 
 @asynccontextmanager

@@ -120,7 +120,7 @@ async def test_kill_9_of_the_real_server_again_and_again(record_property):
                     while True:
                         try:
                             with trio.move_on_after(8):
-                                return await me.call(on.instance.pubkey, method, **params)
+                                return await me.call(on.instance, method, **params)
                         except (NoAnswer, CallRefused) as error:
                             if "unavailable" not in str(error) and isinstance(error, CallRefused):
                                 raise

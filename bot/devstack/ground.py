@@ -1,0 +1,87 @@
+"""DEVELOPMENT ONLY. A private Docker and a registry under one supervisor, cleaned up at the end."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from bot.devstack import registry
+from bot.devstack.engine import EnginePlace, PrivateEngine, choose_place
+from bot.devstack.sample import Image
+from bot.supervisor import Program, Supervisor
+
+BASE = Path("/var/tmp/enclaved-dev")
+REGISTRY_PORT = 5_000
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A private Docker and a registry, running. ``enter`` wraps a command into the engine's namespaces."""
+
+    place: EnginePlace
+    supervisor: Supervisor
+    nursery: trio.Nursery
+    engine: PrivateEngine
+
+    @property
+    def registry_host(self) -> str:
+        return f"{self.place.engine_address}:{REGISTRY_PORT}"
+
+    async def push(self, repository: str, tag: str, image: Image) -> str:
+        """Upload an image; its reference by tag."""
+        await registry.push(self.registry_host, repository, tag, image)
+        return f"{self.registry_host}/{repository}:{tag}"
+
+
+@asynccontextmanager
+async def ground(say: Say) -> AsyncIterator[Ground]:
+    """Docker and registry. Leaves nothing behind, also after an earlier run that could not clean up."""
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix="e", dir=BASE))
+    (folder / "owner").write_text(str(os.getpid()))
+    place = choose_place(folder)
+    supervisor = Supervisor(folder)
+    engine = PrivateEngine(place, REGISTRY_PORT)
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                say("starting a private Docker in its own namespaces")
+                await engine.start(supervisor, nursery)
+                say(f"starting a registry on {place.engine_address}:{REGISTRY_PORT}")
+                await _start_registry(engine, supervisor, nursery)
+                yield Ground(place, supervisor, nursery, engine)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await supervisor.stop()
+                nursery.cancel_scope.cancel()
+    finally:
+        engine.clean_up()
+
+
+async def _start_registry(
+    engine: PrivateEngine, supervisor: Supervisor, nursery: trio.Nursery
+) -> None:
+    place = engine.place
+    address = f"{place.engine_address}:{REGISTRY_PORT}"
+    path = place.folder / "registry.yml"
+    path.write_text(registry.configuration(place.folder / "registry", address))
+    command = engine.enter(["docker-registry", "serve", str(path)])
+    ready = Program(
+        "registry", command, after=("dockerd",), ready=lambda: registry.is_ready(address)
+    )
+    await supervisor.start(nursery, ready)
+
+
+def _remove_leftovers() -> None:
+    """Folders of runs whose process is gone: their namespaces went with it, their files did not."""
+    BASE.mkdir(exist_ok=True, mode=0o711)
+    for folder in BASE.glob("e*"):
+        owner = folder / "owner"
+        if not owner.exists() or not Path(f"/proc/{owner.read_text()}").exists():
+            shutil.rmtree(folder, ignore_errors=True)

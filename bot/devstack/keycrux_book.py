@@ -1,0 +1,100 @@
+"""DEVELOPMENT ONLY. What a keycrux service keeps: values by measurements, handed out by the rules upstream has.
+
+A value is found by PCR0, 1, 2 and 4; failing that, among the values of the same PCR4, by its policy. Unlike
+upstream's, a policy is mandatory, and values survive a restart.
+"""
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from keycrux_client.protocol import LIFE_S, MAX_DATA, NOT_FOUND
+from nips.attestation import Pcrs
+from nips.errors import BadInput
+from nips.event import parse_event_untrusted
+from nips.nec05 import verify_release_signature
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS held (
+    measured TEXT PRIMARY KEY, pcr4 TEXT NOT NULL, debug INTEGER NOT NULL,
+    data TEXT NOT NULL, policy TEXT NOT NULL, expires_at INTEGER NOT NULL);
+"""
+Json = dict[str, Any]
+
+
+class KeycruxError(Exception):
+    """Goes back to the caller as the ``error``."""
+
+
+class KeycruxBook:
+    """SQLite; nothing in it is ever logged."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.executescript(_SCHEMA)
+
+    def set(self, pcrs: Pcrs, params: Json, now: int) -> str:
+        data, policy, given = params.get("data"), params.get("policy"), params.get("input")
+        if not isinstance(data, str) or not 0 < len(data) < MAX_DATA:
+            raise KeycruxError("Invalid request")
+        if not isinstance(policy, dict) or not policy.get("ref"):
+            raise KeycruxError("No policy")
+        if not isinstance(given, dict):
+            raise KeycruxError("No input for policy")
+        if not _fulfils(pcrs, policy, given):
+            raise KeycruxError("Policy check failed")
+        row = (_measured(pcrs), pcrs.hex(4), pcrs.is_debug, data, json.dumps(policy), now + LIFE_S)
+        self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?)", row)
+        return "ok"
+
+    def get(self, pcrs: Pcrs, params: Json, now: int) -> str:
+        self._db.execute("DELETE FROM held WHERE expires_at < ?", (now,))
+        exact = "SELECT data FROM held WHERE measured = ?"
+        found = self._db.execute(exact, (_measured(pcrs),)).fetchone()
+        if found is not None:
+            return str(found[0])
+        given = params.get("input")
+        same_machine = "SELECT data, policy FROM held WHERE pcr4 = ? AND debug = ?"
+        for data, policy in self._db.execute(same_machine, (pcrs.hex(4), pcrs.is_debug)):
+            if isinstance(given, dict) and _fulfils(pcrs, json.loads(policy), given):
+                return str(data)
+        raise KeycruxError(NOT_FOUND)
+
+    def has(self, params: Json, now: int) -> Json:
+        sql = "SELECT count(*) FILTER (WHERE NOT debug), count(*) FILTER (WHERE debug) FROM held WHERE pcr4 = ? AND expires_at >= ?"
+        count, count_debug = self._db.execute(sql, (str(params.get("PCR4")), now)).fetchone()
+        return {"count": count, "countDebug": count_debug}
+
+    def status(self, started_at_ms: int) -> Json:
+        sql = "SELECT count(DISTINCT pcr4), count(*) FILTER (WHERE NOT debug), count(*) FILTER (WHERE debug) FROM held"
+        machines, count, count_debug = self._db.execute(sql).fetchone()
+        told = {"countPCR4": machines, "count": count, "countDebug": count_debug}
+        return told | {"startedAt": started_at_ms}
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _measured(pcrs: Pcrs) -> str:
+    return "_".join(str(pcrs.hex(index)) for index in (0, 1, 2, 4))
+
+
+def _fulfils(pcrs: Pcrs, policy: Json, given: Json) -> bool:
+    """Every maintainer of the policy signed these very measurements, for the policy's repository."""
+    if policy["ref"] != given.get("ref"):
+        return False
+    signed = {
+        maintainer
+        for event in given.get("release_signatures") or []
+        if (maintainer := _maintainer(event, pcrs, policy["ref"])) is not None
+    }
+    return set(policy.get("release_pubkeys") or []) <= signed
+
+
+def _maintainer(event: object, pcrs: Pcrs, repo: str) -> str | None:
+    try:
+        release = verify_release_signature(parse_event_untrusted(event), pcrs)
+    except BadInput:
+        return None
+    return release.maintainer if release.repo == repo else None
