@@ -33,7 +33,7 @@ MAX_FIELD_BYTES = 1_024
 PCR_BYTES, PCR_COUNT = 48, 32
 # How far a document's own clock may run ahead of ours.
 CLOCK_SKEW_S = 300
-_COSE_SIGN1_TAG = 0xD2
+_COSE_SIGN1_TAG, _ARRAY_OF_FOUR = 0xD2, b"\x84"
 _ES384 = {1: -35}
 _REQUIRED = frozenset({"module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"})
 _OPTIONAL = frozenset({"public_key", "user_data", "nonce"})
@@ -184,6 +184,9 @@ def decode_document_untrusted(raw: bytes) -> tuple[CoseSign1, Document]:
 
 def _decode_cose(raw: bytes) -> CoseSign1:
     untagged = raw[1:] if raw[0] == _COSE_SIGN1_TAG else raw
+    # Only the payload is ever of indefinite length; around it that would be one more way to write the same.
+    if untagged[:1] != _ARRAY_OF_FOUR:
+        raise BadAttestation("not a COSE_Sign1 of four parts")
     match cbor.decode_untrusted(untagged):
         case [bytes(protected), dict(unprotected), bytes(payload), bytes(signature)]:
             pass

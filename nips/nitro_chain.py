@@ -186,6 +186,8 @@ def _check_profile(certificate: x509.Certificate, cas_below: int) -> ec.Elliptic
     """Version, algorithms and extensions (RFC 5280). ``cas_below`` is -1 for the leaf."""
     if certificate.version is not x509.Version.v3:
         raise BadAttestation("a certificate is not X.509 v3")
+    if certificate.serial_number <= 0:
+        raise BadAttestation("a certificate's serial number is not positive")
     if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
         raise BadAttestation("a certificate is not signed with ECDSA and SHA-384")
     key = certificate.public_key()
