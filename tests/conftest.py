@@ -21,6 +21,9 @@ from handlers.reconcile import carry_out, survey
 from handlers.settle import due_invoices, look_at
 from handlers.upkeep import upkeep
 from nips.keys import SecretKey
+from tests.escrow import Lane
+from tests.escrow import World as EscrowWorld
+from tests.evidence import NOW
 from tests.fakes import FakeClock, FakeEngine, FakeRegistry, FakeWallet, make_context
 
 REPO = Path(__file__).resolve().parents[1]
@@ -141,6 +144,14 @@ def world(tmp_path):
     ctx = make_context(store, wallet, engine, clock, registry)
     yield World(ctx, clock, wallet, engine, registry, store, SecretKey.generate().pubkey)
     store.close()
+
+
+@pytest.fixture
+def escrow(tmp_path):
+    world = EscrowWorld(FakeClock(NOW), Lane(), tmp_path)
+    yield world
+    for book in world.books:
+        book.close()
 
 
 @dataclass(frozen=True)

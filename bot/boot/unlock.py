@@ -3,8 +3,8 @@
 The order of writes, so that a crash between any two of them loses nothing:
 
 - restored: the backup is sealed again under a higher number, then escrow learns that number, then we go on;
-- fresh: the backup is written aside, escrow gets the key, the backup takes its name, then we go on. A
-  crash before the last step leaves an escrowed key without a backup, and nothing of value: nobody was served.
+- fresh: the backup is written aside, escrow gets the key, the backup takes its name, then we go on. What
+  lies aside counts as the backup if escrow has its key; if not, nobody was served by it.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -53,11 +53,12 @@ class Unlocker:
         forget_state: bool,
     ) -> None:
         self._client, self._find_services, self._path = client, find_services, path
+        self._aside = path.with_name(path.name + ".fresh")
         self._halt_after_s, self._forget_state = halt_after_s, forget_state
 
     async def unlock(self) -> Unlocked:
         """Raises `Halted`."""
-        backup, raw = _look(self._path)
+        backup, raw = _look(self._path, self._aside)
         decision = await self._decide(backup, raw)
         match decision:
             case Restore():
@@ -76,6 +77,9 @@ class Unlocker:
                 services = await self._find_services()
                 replies = await self._client.get_all(services)
                 escrow = sum_up([*replies.values()], lambda key: _open(key, raw))
+                if backup is Backup.ABSENT and any(c.opened for c in escrow.candidates):
+                    # A first start that got as far as escrow: what it wrote aside is the backup.
+                    backup = Backup.PRESENT
                 decision = decide(backup, escrow, forget_state=self._forget_state)
                 if not isinstance(decision, Halt) or not decision.retry:
                     break
@@ -101,11 +105,10 @@ class Unlocker:
     async def _create(self, *, forgetting: bool) -> Unlocked:
         key, identity = DiskKey.generate(), SecretKey.generate()
         sealed = seal(key, identity, 1)
-        aside = self._path.with_name(self._path.name + ".fresh")
-        write_whole(aside, sealed)
+        write_whole(self._aside, sealed)
         keeper = self._keeper(key, sealed, 1, frozenset(), forget=forgetting)
         await self._make_safe(keeper)
-        aside.rename(self._path)
+        self._aside.rename(self._path)
         return Unlocked(identity, keeper)
 
     def _keeper(
@@ -145,8 +148,11 @@ def _waits() -> Iterator[float]:
         wait_s = min(wait_s * 2, RETRY_MOST_S)
 
 
-def _look(path: Path) -> tuple[Backup, bytes]:
+def _look(path: Path, aside: Path) -> tuple[Backup, bytes]:
     try:
+        if not path.exists() and aside.exists():
+            # Worth something only if escrow has the key to it.
+            return Backup.ABSENT, aside.read_bytes()
         return Backup.PRESENT, path.read_bytes()
     except FileNotFoundError:
         return Backup.ABSENT, b""

@@ -1,0 +1,133 @@
+"""A world of escrow: attested services on a lane that can lose, lie and swap, and enclaves that ask them."""
+
+from dataclasses import dataclass, field
+
+from bot.devstack.keycrux import KeycruxService
+from bot.devstack.keycrux_book import KeycruxBook
+from bot.devstack.nsm import DevNsm
+from keycrux_client.client import EscrowClient
+from keycrux_client.discovery import Trust, discover
+from keycrux_client.protocol import Credentials, EscrowPolicy
+from keycrux_client.refresh import Keeper
+from nips import kinds
+from nips.anchor import Anchor
+from nips.attestation import Pcrs, Verifier
+from nips.event import sign_event
+from nips.keys import SecretKey
+from nips.nec02 import proof_tags
+from nips.nsm import attestation_request, encode_request, open_bytes_untrusted
+from tests.evidence import HARDWARE, Enclave, Hardware, measured
+from tests.fakes import FakeClock
+
+ESCROW_REPO = "https://example.com/keycrux"
+DEV = Hardware(HARDWARE.authority, is_development=True)
+
+
+class FakeAttester:
+    """A module of the development kind, in memory."""
+
+    def __init__(self, pcrs, clock):
+        self.pcrs, self.nsm = pcrs, DevNsm(HARDWARE.authority, pcrs, clock.now)
+
+    async def document(self, *, public_key, nonce=None, user_data=None):
+        request = encode_request(attestation_request(public_key, user_data, nonce))
+        return open_bytes_untrusted("Attestation", "document", self.nsm.call(request))
+
+
+@dataclass
+class Lane:
+    """`keycrux_client.ports.Relays`. ``tamper`` sees every reply and may change it, or drop it by None."""
+
+    announcements: list = field(default_factory=list)
+    services: dict = field(default_factory=dict)
+    tamper: object = None
+    requests: list = field(default_factory=list)
+
+    async def find(self, filters, relay_urls):
+        return [e for e in self.announcements if any(f.matches(e) for f in filters)]
+
+    async def ask(self, url, request, answers, is_reply, within_s):
+        (target,) = request.tag_values("p")
+        self.requests.append(request)
+        service = self.services.get(target)
+        reply = service.answer(request) if service is not None else None
+        if self.tamper is not None and reply is not None:
+            reply = self.tamper(target, request, reply)
+        wanted = reply is not None and answers.matches(reply) and is_reply(reply)
+        return reply if wanted else None
+
+
+@dataclass
+class World:
+    clock: FakeClock
+    lane: Lane
+    folder: object
+    maintainer: SecretKey = field(default_factory=SecretKey.generate)
+    books: list = field(default_factory=list)
+
+    @property
+    def verifier(self):
+        return Verifier(Anchor(HARDWARE.authority.root.der, is_development=True))
+
+    @property
+    def trust(self):
+        return Trust(ESCROW_REPO, frozenset({self.maintainer.pubkey}), allow_debug=True)
+
+    def add_service(self, **enclave):
+        """An attested service that announces itself; its pubkey."""
+        from nips.env import Env
+
+        options = {"hardware": DEV, "env": Env.DEBUG, "signs_for": Env.DEV, "repo": ESCROW_REPO,
+                   "maintainers": [self.maintainer], "image": "keycrux"} | enclave  # fmt: skip
+        home = Enclave(**options)
+        book = KeycruxBook(self.folder / f"{len(self.books)}.sqlite")
+        self.books.append(book)
+        self.lane.services[home.key.pubkey] = KeycruxService(
+            home.key, book, self.verifier, self.clock
+        )
+        tags = [
+            ("r", home.repo),
+            ("name", "keycrux"),
+            ("t", home.env.value),
+            ("relay", "wss://relay.example.com"),
+        ]
+        tags += proof_tags(home.root(), home.signatures())
+        self.lane.announcements.append(
+            sign_event(home.key, kinds.ANNOUNCEMENT, "", tags, self.clock.now())
+        )
+        return home.key.pubkey
+
+    async def find_services(self):
+        found = await discover(self.lane, ["wss://x"], self.trust, self.verifier, self.clock.now())
+        return found.services
+
+    def code(self, image="image", maintainers=None, machine="i-1", signed_by=None):
+        """An enclave's code on a machine: measurements, who may sign for it, who did."""
+        return Code(self, image, maintainers or [SecretKey.generate()], machine, signed_by)
+
+
+class Code:
+    def __init__(self, world, image, maintainers, machine, signed_by):
+        self.world, self.maintainers = world, maintainers
+        self.pcrs = {
+            0: measured(f"{image} 0"),
+            1: measured("kernel"),
+            2: measured(f"{image} 2"),
+            4: measured(machine),
+        }
+        self.attester = FakeAttester(self.pcrs, world.clock)
+        home = Enclave(maintainers=maintainers, repo="https://example.com/enclaved")
+        home.pcrs = Pcrs(self.pcrs).values
+        signers = maintainers if signed_by is None else signed_by
+        releases = tuple(home.release(key) for key in signers)
+        repo = "https://example.com/enclaved"
+        policy = EscrowPolicy(repo, tuple(key.pubkey for key in maintainers))
+        self.client = EscrowClient(
+            world.lane, self.attester, world.clock, Credentials(repo, releases), policy
+        )
+
+    def keeper(self, key, head, **options):
+        return Keeper(self.client, self.world.find_services, key, head, **options)
+
+    async def get_all(self):
+        return list((await self.client.get_all(await self.world.find_services())).values())

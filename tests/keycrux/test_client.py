@@ -1,0 +1,336 @@
+"""The real client against the development service, in its good and bad days, and against liars."""
+
+import pytest
+
+from bot.devstack.keycrux import KeycruxService
+from keycrux_client.protocol import EscrowPolicy, GetReply, Got, set_params
+from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, sum_up
+from keycrux_client.shares import DiskKey, Head, decode_untrusted, split
+from nips import kinds
+from nips.env import Env
+from nips.event import sign_event
+from nips.keys import SecretKey
+from nips.rpc import RpcReply, build_reply
+from tests.evidence import HARDWARE, NOW, ZERO, Enclave
+
+KEY, HEAD = DiskKey(b"k" * 32), Head(1, "aa")
+
+
+def sight(replies):
+    return sum_up(replies, lambda key: HEAD if key == KEY else None)
+
+
+@pytest.mark.parametrize("services", [1, 2, 3, 4])
+async def test_the_same_code_gets_its_key_back(escrow, services):
+    for _ in range(services):
+        escrow.add_service()
+    code = escrow.code()
+    assert CreateFresh() == decide(Backup.ABSENT, sight(await code.get_all()))
+    done = await code.keeper(KEY, HEAD).refresh()
+    assert done.is_safe
+    assert services == len(done.stored)
+    assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
+
+
+async def test_other_code_or_another_machine_gets_nothing_without_signatures(escrow):
+    escrow.add_service()
+    maintainers = [SecretKey.generate(), SecretKey.generate()]
+    await escrow.code(maintainers=maintainers).keeper(KEY, HEAD).refresh()
+    stranger = [SecretKey.generate()]
+    for other in (
+        escrow.code("changed", maintainers, signed_by=[]),
+        escrow.code("changed", maintainers, signed_by=maintainers[:1]),
+        escrow.code("changed", maintainers, signed_by=stranger),
+        escrow.code("changed", stranger),
+        escrow.code("changed", maintainers, machine="i-2"),
+        escrow.code(maintainers=maintainers, machine="i-2"),
+    ):
+        replies = await other.get_all()
+        assert [GetReply(Got.NONE)] == replies
+        assert isinstance(decide(Backup.PRESENT, sight(replies)), Halt)
+    signed = escrow.code("changed", maintainers)
+    assert KEY == decide(Backup.PRESENT, sight(await signed.get_all())).key
+
+
+async def test_signatures_over_other_code_open_nothing(escrow):
+    escrow.add_service()
+    maintainers = [SecretKey.generate()]
+    first = escrow.code(maintainers=maintainers)
+    await first.keeper(KEY, HEAD).refresh()
+    thief = escrow.code("changed", maintainers, signed_by=[])
+    # The signatures are real and public, but over the first image.
+    stolen = thief.client.__class__(
+        escrow.lane, thief.attester, escrow.clock, first.client.credentials, thief.client.policy
+    )
+    assert [GetReply(Got.NONE)] == list(
+        (await stolen.get_all(await escrow.find_services())).values()
+    )
+
+
+async def test_debug_and_measured_code_do_not_share(escrow):
+    escrow.add_service()
+    debug = escrow.code()
+    debug.attester.nsm._pcrs.update(dict.fromkeys((0, 1, 2), ZERO))
+    policy = EscrowPolicy(debug.client.policy.repo, ())
+    open_client = debug.client.__class__(
+        escrow.lane, debug.attester, escrow.clock, debug.client.credentials, policy
+    )
+    (service,) = await escrow.find_services()
+    assert await open_client.set(service, split(KEY, HEAD, 1)[0])
+    assert (0, 1) == await open_client.has(service, debug.pcrs[4].hex())
+    measured = escrow.code("changed", debug.maintainers)
+    assert [GetReply(Got.NONE)] == await measured.get_all()
+
+
+async def test_a_key_that_another_life_left_is_never_overwritten(escrow):
+    escrow.add_service()
+    code = escrow.code()
+    await code.keeper(KEY, HEAD).refresh()
+    other = code.keeper(DiskKey(b"o" * 32), HEAD)
+    done = await other.refresh()
+    assert not done.is_safe
+    assert (1, ()) == (len(done.conflicts), done.stored)
+    assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
+    ordered = code.keeper(DiskKey(b"o" * 32), HEAD, forget=True)
+    assert (await ordered.refresh()).is_safe
+    assert (await ordered.refresh()).is_safe
+
+
+async def test_an_older_self_does_not_overwrite_a_newer_head(escrow):
+    escrow.add_service()
+    code = escrow.code()
+    await code.keeper(KEY, Head(7, "cc")).refresh()
+    assert 1 == len((await code.keeper(KEY, Head(6, "bb")).refresh()).conflicts)
+    assert (await code.keeper(KEY, Head(8, "dd")).refresh()).is_safe
+
+
+async def test_garbage_that_a_service_holds_is_not_ours_to_overwrite(escrow):
+    escrow.add_service()
+    code = escrow.code()
+    (service,) = await escrow.find_services()
+    assert await code.client.set(service, "AGE-SECRET-KEY-OF-AN-OLDER-VERSION")
+    assert 1 == len((await code.keeper(KEY, HEAD).refresh()).conflicts)
+    assert ["AGE-SECRET-KEY-OF-AN-OLDER-VERSION"] == [r.data for r in await code.get_all()]
+
+
+async def test_services_come_and_go_and_shares_follow(escrow):
+    names = [escrow.add_service() for _ in range(3)]
+    code = escrow.code()
+    keeper = code.keeper(KEY, HEAD)
+    assert 3 == len((await keeper.refresh()).stored)
+    shares = {decode_untrusted(r.data).set_id for r in await code.get_all()}
+    assert 3 == len((await keeper.refresh()).stored)
+    assert shares == {decode_untrusted(r.data).set_id for r in await code.get_all()}, (
+        "the same split"
+    )
+    lost = escrow.lane.services.pop(names[0])
+    assert names[0] in (await keeper.refresh()).failed
+    assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
+    escrow.lane.services[names[0]] = lost
+    escrow.add_service()
+    done = await keeper.refresh()
+    assert (4, ()) == (len(done.stored), done.conflicts)
+    assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
+
+
+async def test_a_key_restored_from_shares_is_kept_alive_without_conflicts(escrow):
+    names = [escrow.add_service() for _ in range(3)]
+    code = escrow.code()
+    await code.keeper(KEY, HEAD).refresh()
+    decision = decide(Backup.PRESENT, sight(await code.get_all()))
+    assert isinstance(decision, Restore)
+    hidden = escrow.lane.services.pop(names[2])
+    keeper = code.keeper(KEY, Head(2, "bb"), known_sets=decision.set_ids)
+    assert (await keeper.refresh()).is_safe
+    # Its share is of the first split; alone it does not show whose it is, but we know that split.
+    escrow.lane.services[names[2]] = hidden
+    done = await keeper.refresh()
+    assert (3, ()) == (len(done.stored), done.conflicts)
+
+
+# -- a lying or dead service ---------------------------------------------------------------------------
+
+
+async def lied_to(escrow, tamper):
+    escrow.add_service()
+    code = escrow.code()
+    await code.keeper(KEY, HEAD).refresh()
+    escrow.lane.tamper = tamper
+    return await code.get_all()
+
+
+def forged(escrow, text):
+    """A reply of the service's own, with another content."""
+
+    def tamper(target, request, reply):
+        service = escrow.lane.services[target]
+        rpc_id = "x" if text == "wrong id" else open_id(service, request)
+        answer = (
+            RpcReply(rpc_id, None, "Not found") if text is None else RpcReply(rpc_id, text, None)
+        )
+        return build_reply(service.key, request, answer, NOW)
+
+    return tamper
+
+
+def open_id(service, request):
+    from nips.rpc import open_request_untrusted
+
+    return open_request_untrusted(service.key, request).rpc_id
+
+
+@pytest.mark.parametrize("text", ["", "x" * 1_024, 7, {"a": 1}, ["a"], True, "wrong id"])
+async def test_wrong_data_is_silence(escrow, text):
+    (reply,) = await lied_to(escrow, forged(escrow, text))
+    assert Got.SILENT is reply.got
+
+
+async def test_an_error_is_silence_unless_it_says_not_found(escrow):
+    def says(error):
+        def tamper(target, request, reply):
+            service = escrow.lane.services[target]
+            return build_reply(
+                service.key, request, RpcReply(open_id(service, request), None, error), NOW
+            )
+
+        return tamper
+
+    (reply,) = await lied_to(escrow, says("internal error"))
+    assert Got.SILENT is reply.got
+    escrow.lane.tamper = says("Not found")
+    assert [GetReply(Got.NONE)] == await escrow.code().get_all()
+
+
+async def test_no_answer_and_another_ones_answer_are_silence(escrow):
+    (reply,) = await lied_to(escrow, lambda target, request, reply: None)
+    assert Got.SILENT is reply.got
+    impostor = SecretKey.generate()
+
+    def by_impostor(target, request, reply):
+        service = escrow.lane.services[target]
+        answer = RpcReply(open_id(service, request), "mine", None)
+        return build_reply(impostor, request, answer, NOW)
+
+    escrow.lane.tamper = by_impostor
+    assert [GetReply(Got.SILENT)] == await escrow.code().get_all()
+
+
+async def test_an_answer_to_another_request_is_silence(escrow):
+    seen = []
+
+    def replay(target, request, reply):
+        seen.append(reply)
+        return seen[0]
+
+    await lied_to(escrow, replay)
+    assert [GetReply(Got.SILENT)] == await escrow.code().get_all()
+
+
+async def test_every_session_has_a_key_of_its_own_and_nothing_is_set_without_a_policy(escrow):
+    escrow.add_service()
+    code = escrow.code()
+    await code.keeper(KEY, HEAD).refresh()
+    await code.get_all()
+    keys = [request.pubkey for request in escrow.lane.requests]
+    assert len(keys) == len(set(keys)) == 3
+    with pytest.raises(ValueError, match="without a repository"):
+        EscrowPolicy("", ())
+    with pytest.raises(ValueError, match="1 to 1023"):
+        set_params(b"", code.client.credentials, code.client.policy, "x" * 1_024)
+
+
+# -- which services are believed ------------------------------------------------------------------------
+
+
+async def test_services_that_are_not_believed(escrow):
+    good = escrow.add_service()
+    escrow.add_service(repo="https://example.com/fork")
+    escrow.add_service(maintainers=[SecretKey.generate()])
+    escrow.add_service(maintainers=[])
+    unsigned = sign_event(
+        SecretKey.generate(), kinds.ANNOUNCEMENT, "", [("r", "https://example.com/keycrux")], NOW
+    )
+    stolen = sign_event(
+        SecretKey.generate(), kinds.ANNOUNCEMENT, "", escrow.lane.announcements[0].tags, NOW + 1
+    )
+    escrow.lane.announcements += [unsigned, stolen]
+    assert [good] == [service.pubkey for service in await escrow.find_services()]
+    escrow.clock.advance(4 * 3600)
+    assert () == await escrow.find_services()
+
+
+async def test_debug_services_are_believed_only_when_allowed(escrow):
+    from dataclasses import replace
+
+    from keycrux_client.discovery import discover, judge
+
+    escrow.add_service()
+    strict = replace(escrow.trust, allow_debug=False)
+    found = await discover(escrow.lane, ["wss://x"], strict, escrow.verifier, NOW)
+    assert () == found.services
+    assert "its host can read" in found.refused[0][1].reason
+    real = Enclave(
+        env=Env.PROD, repo="https://example.com/keycrux", maintainers=[escrow.maintainer]
+    )
+    assert judge([real.announcement()], strict, HARDWARE.verifier, NOW).services
+    nobody = replace(strict, maintainers=frozenset())
+    assert () == judge([real.announcement()], nobody, HARDWARE.verifier, NOW).services
+
+
+# -- the development service itself -----------------------------------------------------------------------
+
+
+async def test_the_service_keeps_what_it_holds_through_its_own_restart_and_forgets_in_time(escrow):
+    from bot.devstack.keycrux_book import KeycruxBook
+
+    escrow.add_service()
+    code = escrow.code()
+    await code.keeper(KEY, HEAD).refresh()
+    (service,) = escrow.lane.services.values()
+    escrow.books[0].close()
+    again = KeycruxBook(escrow.folder / "0.sqlite")
+    escrow.books[0] = again
+    escrow.lane.services = {
+        service.key.pubkey: KeycruxService(service.key, again, escrow.verifier, escrow.clock)
+    }
+    assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
+    now = escrow.clock.now()
+    again._db.execute("UPDATE held SET expires_at = ?", (now - 1,))
+    assert [GetReply(Got.NONE)] == await code.get_all()
+
+
+async def test_the_service_answers_each_request_once_and_speaks_upstreams_errors(escrow):
+    pubkey = escrow.add_service()
+    service = escrow.lane.services[pubkey]
+    code = escrow.code()
+    await code.get_all()
+    assert service.answer(escrow.lane.requests[-1]) is None
+    (believed,) = await escrow.find_services()
+    for method, params, error in (
+        ("set", {}, "COSE_Sign1"),
+        ("get", {}, "COSE_Sign1"),
+        ("get", {"attestation": "@"}, "Invalid request"),
+        ("get", {"attestation": "AAAA"}, "COSE_Sign1"),
+        ("nothing", {}, "Invalid method"),
+    ):
+        reply = await code.client._call(believed, SecretKey.generate(), method, params)
+        assert error in reply.error
+    assert await code.client.ping(believed)
+    status = (await code.client._call(believed, SecretKey.generate(), "status", {})).result
+    assert {"countPCR4", "count", "countDebug", "startedAt"} == status.keys()
+    assert await code.client.has(believed, "00") == (0, 0)
+
+
+async def test_a_policy_is_mandatory_and_must_be_fulfilled_by_who_sets_it(escrow):
+    escrow.add_service()
+    unsigned = escrow.code(signed_by=[])
+    (service,) = await escrow.find_services()
+    assert not await unsigned.client.set(service, "value")
+    code = escrow.code()
+    key, document = await code.client._session()
+    params = set_params(document, code.client.credentials, code.client.policy, "value")
+    del params["policy"]
+    assert "No policy" == (await code.client._call(service, key, "set", params)).error
+    thief = SecretKey.generate()
+    params = set_params(document, code.client.credentials, code.client.policy, "value")
+    assert "another public key" in (await code.client._call(service, thief, "set", params)).error

@@ -1,0 +1,273 @@
+"""``verify`` over a real relay, against an instance of ours and against everything that may be wrong with one."""
+
+import json
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import trio
+
+from bot.adapters.relay_events import RelayEvents
+from bot.doors import rpc
+from bot.relay.server import RelayServer
+from bot.verify import Answer, Question, lines_of, verify
+from handlers.announce import instance_events, queue_container_events
+from handlers.proof import Proof
+from nips import kinds
+from nips.anchor import AWS_NITRO_ROOT_G1
+from nips.attestation import Verifier
+from nips.certificates import Role, build_certificate
+from nips.env import Env
+from nips.event import parse_event_json_untrusted, sign_event
+from nips.filters import Filter
+from nips.keys import SecretKey
+from nips.nip19 import Pointer
+from nips.policies import DebugPolicy, ExpectedMaintainers, ExpectedPcrs
+from nips.rpc import RpcReply, build_reply, open_request_untrusted
+from tests.evidence import HARDWARE, NOW, Enclave, measured, real_event
+from tests.fakes import DIGEST
+
+
+class HomeAttester:
+    """Attests under the tests' hardware, as AWS would."""
+
+    def __init__(self, enclave):
+        self.enclave = enclave
+
+    async def document(self, *, public_key, nonce=None, user_data=None):
+        return HARDWARE.document(public_key, self.enclave.pcrs, nonce=nonce)
+
+
+def proved(world, env=Env.PROD):
+    """The world's server, living in an enclave."""
+    enclave = Enclave(env=env, key=world.ctx.key)
+    proof = Proof(
+        world.ctx.key, HomeAttester(enclave), enclave.verifier, enclave.signatures(), env
+    )
+    places = replace(world.ctx.places, repo=enclave.repo)
+    world.ctx = replace(world.ctx, proof=proof, places=places)
+    return enclave
+
+
+@asynccontextmanager
+async def relay_of(world, *, answers=True, tamper=None):
+    """A relay on a real port, with the instance behind it."""
+    server = RelayServer(world.clock, name="t", pubkey=None)
+    async with trio.open_nursery() as nursery:
+
+        async def answer(event):
+            reply = await rpc.answer(world.ctx, event, rate_limited=False)
+            server.publish(tamper(event, reply) if tamper else reply)
+
+        def listener(event):
+            if (
+                answers
+                and event.kind == kinds.RPC
+                and world.ctx.key.pubkey in event.tag_values("p")
+            ):
+                nursery.start_soon(answer, event)
+
+        server.listen(listener)
+        port = await nursery.start(server.serve, "127.0.0.1", 0)
+        for event in await instance_events(world.ctx):
+            server.publish(event)
+        await publish_containers(world, server)
+        yield server, f"ws://127.0.0.1:{port}"
+        nursery.cancel_scope.cancel()
+
+
+async def publish_containers(world, server):
+    await queue_container_events(world.ctx)
+    for item in await world.store.read(lambda tx: tx.outbox(world.clock.now(), 100)):
+        server.publish(parse_event_json_untrusted(item.event_json))
+
+
+async def ask(world, url, pubkey=None, *, event_id=None, policies=None, verifier=None, **options):
+    pointer = Pointer(pubkey, event_id, ())
+    question = Question(
+        pointer, (url,) if url else (), verifier or HARDWARE.verifier, world.clock.now(),
+        tuple(policies or [DebugPolicy()]), **options,
+    )  # fmt: skip
+    return await verify(question, RelayEvents([url] if url else []))
+
+
+async def test_an_instance_is_valid_and_the_report_says_all(world):
+    enclave = proved(world)
+    async with relay_of(world) as (_, url):
+        expected = ExpectedMaintainers(frozenset(key.pubkey for key in enclave.maintainers))
+        report = await ask(world, url, world.ctx.key.pubkey, policies=[DebugPolicy(), expected])
+
+    assert Answer.VALID is report.answer, lines_of(report)
+    assert report.sentence.startswith("VALID (prod)")
+    facts = json.loads(json.dumps(report.as_dict()))
+    assert (True, "aws", "valid", enclave.builder.pubkey) == (
+        facts["answered"], facts["trust"], facts["answer"], facts["builder"],
+    )  # fmt: skip
+    assert measured("image 0").hex() == facts["pcrs"]["PCR0"]
+    assert len(report.checks) + 1 == len(lines_of(report))
+
+
+async def test_a_container_is_valid_with_its_image_and_its_instance(world):
+    proved(world)
+    pubkey = await world.deployed()
+    async with relay_of(world) as (server, url):
+        report = await ask(world, url, pubkey)
+        assert Answer.VALID is report.answer, lines_of(report)
+        image = f"docker://example.com/app@{DIGEST}"
+        assert (image, pubkey, world.ctx.key.pubkey) == (
+            report.facts["image"], report.facts["container"], report.facts["instance"],
+        )  # fmt: skip
+        assert image in report.sentence
+        (event,) = server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
+        by_event = await ask(world, url, event_id=event.id)
+        assert report.sentence == by_event.sentence
+
+
+async def test_an_app_is_valid_through_its_container(world):
+    enclave = proved(world)
+    pubkey = await world.deployed()
+    row, app = await world.row(pubkey), SecretKey.generate()
+    root = await world.ctx.proof.current(NOW)
+    certificates = [
+        build_certificate(
+            enclave.key,
+            pubkey,
+            Role.CONTAINER,
+            NOW,
+            image=row.image,
+            not_after=root.attested.not_after,
+        ),
+        build_certificate(row.key, app.pubkey, Role.APP, NOW, not_after=root.attested.not_after),
+    ]
+    tags = [
+        ("tee_root", root.event.json.decode()),
+        *(("tee_cert", c.json.decode()) for c in certificates),
+    ]
+    note = sign_event(app, kinds.NOTE, "hello", tags, NOW)
+    async with relay_of(world) as (server, url):
+        server.publish(note)
+        report = await ask(world, url, event_id=note.id)
+        assert Answer.VALID is report.answer, lines_of(report)
+        assert "an app in a container" in report.sentence
+        gap = sign_event(app, kinds.NOTE, "hello", [tags[0], tags[2]], NOW)
+        server.publish(gap)
+        report = await ask(world, url, event_id=gap.id)
+        assert (Answer.NOT_VALID, True) == (report.answer, "gap" in report.sentence)
+
+
+async def test_expectations_that_are_not_met(world):
+    proved(world)
+    async with relay_of(world) as (_, url):
+        for policy, why in (
+            (ExpectedPcrs({0: "00" * 48}), "PCR0 differ"),
+            (ExpectedMaintainers(frozenset({SecretKey.generate().pubkey})), "not signed by"),
+            (ExpectedMaintainers(frozenset()), "nobody can vouch"),
+        ):
+            report = await ask(world, url, world.ctx.key.pubkey, policies=[policy])
+            assert Answer.NOT_VALID is report.answer
+            assert why in report.sentence
+        by_aws = await ask(world, url, world.ctx.key.pubkey, verifier=Verifier(AWS_NITRO_ROOT_G1))
+        assert Answer.NOT_VALID is by_aws.answer
+        assert "trusted root" in by_aws.sentence
+
+
+async def test_an_instance_outside_of_an_enclave_proves_nothing(world):
+    async with relay_of(world) as (_, url):
+        report = await ask(world, url, world.ctx.key.pubkey)
+    assert (Answer.NOT_VALID, True) == (report.answer, "exactly one tee_root" in report.sentence)
+
+
+async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
+    import bot.verify
+
+    monkeypatch.setattr(bot.verify, "ANSWER_S", 0.5)
+    proved(world)
+    async with relay_of(world, answers=False) as (server, url):
+        unknown = SecretKey.generate().pubkey
+        reports = {
+            "does not answer": await ask(world, url, world.ctx.key.pubkey),
+            "no relay has": await ask(world, url, unknown),
+            "no relay is known": await ask(world, "", world.ctx.key.pubkey),
+            "no relay": await ask(world, "ws://127.0.0.1:1", world.ctx.key.pubkey),
+        }
+        for why, report in reports.items():
+            assert Answer.COULD_NOT_CHECK is report.answer, lines_of(report)
+            assert why in report.sentence
+        offline = await ask(world, url, world.ctx.key.pubkey, ask_instance=False)
+        assert Answer.VALID is offline.answer
+        assert "just now" not in offline.sentence
+    pubkey = await world.deployed()
+    async with relay_of(world) as (server, url):
+        (announcement,) = server.query([Filter(kinds=frozenset({kinds.ANNOUNCEMENT}))])
+        server._events = type(server._events)(100, 1 << 20, None)
+        await world.store.write(
+            lambda tx: tx.save_container(replace(tx.container(pubkey), dirty=True))
+        )
+        await publish_containers(world, server)
+        report = await ask(world, url, pubkey)
+        assert "no relay knows its instance" in report.sentence
+        assert announcement
+
+
+def answering(world, change):
+    def tamper(request_event, reply):
+        request = open_request_untrusted(world.ctx.key, request_event)
+        return build_reply(
+            world.ctx.key, request_event, RpcReply(request.rpc_id, change(), None), NOW
+        )
+
+    return tamper
+
+
+async def test_an_instance_that_answers_the_challenge_wrongly(world):
+    enclave = proved(world)
+    other = Enclave(image="other", key=world.ctx.key)
+    thief = Enclave()
+    old = enclave.root_event().as_dict()
+
+    def with_nonce(home, nonce=b"n" * 32):
+        document = HARDWARE.document(bytes.fromhex(home.key.pubkey), home.pcrs, nonce=nonce)
+        return home.root_event(document=document).as_dict()
+
+    lies = {
+        "does not answer our nonce": lambda: {"tee_root": old},
+        "our nonce": lambda: {"tee_root": with_nonce(other)},
+        "nonce": lambda: {"tee_root": with_nonce(thief)},
+        "holds no document": lambda: {"nothing": 1},
+        "no document": lambda: "pong",
+        "an event is a JSON object": lambda: {"tee_root": "x"},
+    }
+    for why, lie in lies.items():
+        async with relay_of(world, tamper=answering(world, lie)) as (_, url):
+            report = await ask(world, url, world.ctx.key.pubkey)
+        assert Answer.NOT_VALID is report.answer, why
+        assert why in report.sentence
+
+
+async def test_an_instance_that_runs_other_code_than_it_announced(world):
+    enclave = proved(world)
+    async with relay_of(world) as (_, url):
+        enclave.pcrs[0] = measured("other code")
+        report = await ask(world, url, world.ctx.key.pubkey)
+    assert Answer.NOT_VALID is report.answer
+    assert "other code than announced" in report.sentence
+
+
+async def test_old_evidence_at_its_own_time():
+    event = real_event("nostr_announcement_63793.json")
+    verifier = Verifier(AWS_NITRO_ROOT_G1)
+
+    class Archive:
+        async def find(self, filters, relay_urls):
+            return [event] if any(f.matches(event) for f in filters) else []
+
+    async def at(now):
+        pointer = Pointer(event.pubkey, None, ())
+        question = Question(
+            pointer, ("wss://x",), verifier, now, (DebugPolicy(),), ask_instance=False
+        )
+        return await verify(question, Archive())
+
+    report = await at(event.created_at)
+    assert report.sentence.startswith("VALID (dev)"), lines_of(report)
+    assert Answer.NOT_VALID is (await at(event.created_at + 86_400)).answer
+    assert Answer.COULD_NOT_CHECK is (await at(event.created_at - 86_400)).answer
