@@ -12,7 +12,8 @@ from nips.errors import BadInput, BadInvoice, BadMessage, BadRequest
 from nips.event import parse_event_json_untrusted, parse_event_untrusted, sign_event
 from nips.filters import parse_filter_untrusted
 from nips.keys import SecretKey
-from nips.nip19 import pubkey_from_npub_untrusted
+from nips.nip19 import parse_pointer_untrusted, pubkey_from_npub_untrusted
+from nips.nip46 import parse_bunker_uri
 
 KEY, PEER = SecretKey.generate(), SecretKey.generate()
 NOW = 1_800_000_000
@@ -61,6 +62,10 @@ def test_ciphertexts_keys_and_invoices(text):
     only_bad_input(lambda t: nip04.decrypt_untrusted(KEY, PEER.pubkey, t), text)
     only_bad_input(pubkey_from_npub_untrusted, text)
     only_bad_input(bolt11.decode_invoice_untrusted, text)
+    for prefix in ("", "npub1", "nprofile1", "nevent1", "note1", "nostr:"):
+        only_bad_input(parse_pointer_untrusted, prefix + text)
+    only_bad_input(parse_bunker_uri, text)
+    only_bad_input(parse_bunker_uri, f"bunker://{PEER.pubkey}?{text}")
     only_bad_input(
         lambda t: nip57.parse_zap_request_untrusted(t, recipient=PEER.pubkey, amount_msat=1), text
     )
