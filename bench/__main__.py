@@ -1,10 +1,15 @@
-"""``make bench``: all measurements, or the ones named: ``python -m bench rpc start metering``."""
+"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc start metering``."""
 
 import sys
 
-from bench import metering, rpc, start
+from bench import attestation, metering, rpc, start
 
-ALL = {"rpc": rpc.run, "start": start.run, "metering": metering.run}
+ALL = {
+    "attestation": attestation.run,
+    "rpc": rpc.run,
+    "start": start.run,
+    "metering": metering.run,
+}
 
 
 def main() -> None:

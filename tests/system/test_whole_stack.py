@@ -53,8 +53,11 @@ def test_the_demo_does_the_main_job_and_leaves_nothing_behind():
     )
 
     assert 0 == done.returncode, done.stdout + done.stderr
-    assert [str(n) for n in range(1, 10)] == re.findall(r"\[(\d)\]", done.stdout)
-    assert 9 == done.stdout.count("✓")
+    assert [str(n) for n in range(1, 15)] == re.findall(r"\[(\d+)\]", done.stdout)
+    assert 14 == len(re.findall(r"✓ .*\(\d+ ms\)", done.stdout))
+    assert 2 == done.stdout.count("VALID FOR DEVELOPMENT ONLY: npub1")
+    assert "halted: the escrow services that answer hold none for this code" in done.stdout
+    assert "prod" not in "".join(re.findall(r"t=\w+", done.stdout))
     assert "cleaned up" in done.stdout
     assert "nsec1" not in done.stdout
 
