@@ -14,7 +14,7 @@ import structlog
 import trio
 
 import bot.http.server
-from bot.adapters.docker_engine import DockerConfig, DockerEngine
+from bot.adapters.docker_engine import HOST_NAME, DockerConfig, DockerEngine
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.relay_events import RelayEvents
@@ -23,6 +23,7 @@ from bot.adapters.sqlite_store import SqliteStore
 from bot.boot.wake import Awake, wake
 from bot.clock import SystemClock, boot_id
 from bot.config import Config
+from bot.doors.container import ContainerDoor
 from bot.inbox import Inbox
 from bot.intake import catch_up, feed, run_pump, run_requests, subscribe
 from bot.loops import LOOPS, look_at_engine
@@ -89,6 +90,7 @@ async def _build(
         public_url=config.http.public_url,
         app_host=config.engine.app_host,
         announce_urls=awake.announce_urls,
+        container_endpoint=_container_endpoint(config),
     )
     ctx = Context(
         key=key,
@@ -115,6 +117,11 @@ async def _build(
         engine.close()
         seen.close()
         store.close()
+
+
+def _container_endpoint(config: Config) -> str | None:
+    port = config.containers.port
+    return f"ws://{HOST_NAME}:{port}" if port else None
 
 
 def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
@@ -169,6 +176,9 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
                 bot.http.server.serve, app.ctx, app.config.http.host, app.config.http.port
             )
         await look_at_engine(app)
+        if app.config.containers.port:
+            place = app.config.containers
+            await nursery.start(ContainerDoor(app.ctx).serve, place.host, place.port)
         for loop in LOOPS:
             nursery.start_soon(loop, app)
         nursery.start_soon(run_requests, app, receive)

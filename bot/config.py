@@ -102,6 +102,17 @@ class EscrowConfig:
 
 
 @dataclass(frozen=True)
+class ContainersConfig:
+    """The channel on which apps inside containers prove their keys. 0: none.
+
+    It must be reachable from containers' bridges; who is no container of ours is refused there.
+    """
+
+    host: str = "0.0.0.0"  # noqa: S104 - each container has a bridge of its own
+    port: int = 0
+
+
+@dataclass(frozen=True)
 class HttpConfig:
     """Lightning addresses need a public URL. 0: no HTTP."""
 
@@ -120,6 +131,7 @@ class Config:
     engine: EngineConfig
     registry: RegistryConfig
     http: HttpConfig
+    containers: ContainersConfig
     attestation: AttestationConfig
     escrow: EscrowConfig
     inbox: InboxPolicy

@@ -131,6 +131,7 @@ def _facts(tx: Tx, ctx: Context, row: Container) -> ContainerFacts:
         endpoints=endpoints(ctx, row) if running else (),
         reason=row.reason,
         upgrade=row.upgrade,
+        app=row.app,
     )
 
 

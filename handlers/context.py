@@ -66,6 +66,8 @@ class Places:
     app_host: str
     # Where the instance is announced beside its own relays.
     announce_urls: tuple[str, ...] = ()
+    # Where containers reach us from inside, as their environment tells them.
+    container_endpoint: str | None = None
 
     @property
     def lud16_host(self) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from handlers.domain.image import BadImageRef, parse_image_ref
 from handlers.errors import Refusal, invalid
 from nips.errors import BadInput
+from nips.event import parse_event_untrusted
 from nips.nip19 import pubkey_from_npub_untrusted
 
 P = TypeVar("P")
@@ -143,6 +144,10 @@ def _pubkey(value: object) -> object:
     return pubkey_from_npub_untrusted(_text(value).removeprefix("nostr:"))
 
 
+def _event(value: object) -> object:
+    return parse_event_untrusted(value)
+
+
 def _nonce(value: object) -> object:
     if not _NONCE.fullmatch(_text(value)):
         raise _Bad("does not fit")
@@ -199,6 +204,8 @@ IMAGE = Check(
 )
 NAME = Check("a name of 2 to 31 letters a-z, digits and hyphens", _name)
 PUBKEY = Check("a container's npub or 64 hex digits", _pubkey)
+APP_PUBKEY = Check("the app's key: an npub or 64 hex digits", _pubkey)
+PROOF = Check("an event of kind 22242 that answers the challenge", _event, None)
 NONCE = Check("a nonce of 16 to 64 bytes in lower-case hex", _nonce)
 ENV = Check(
     f"an object of at most {MAX_ENV} environment variables, strings to strings", _env, None

@@ -6,6 +6,7 @@ and after any crash: the next survey sees what is really there.
 
 from dataclasses import replace
 
+from handlers.certify import container_token
 from handlers.charge import charge_now
 from handlers.context import Context
 from handlers.domain.lifecycle import Happening, Standing, State
@@ -127,13 +128,22 @@ async def _settle_up(ctx: Context, pubkey: str) -> None:
     await ctx.store.write(write)
 
 
+def _environment(ctx: Context, row: Container) -> dict[str, str]:
+    """What a container is told of where it runs, and how it reaches us from inside."""
+    told = {"ENCLAVED": ctx.env.value}
+    if ctx.places.container_endpoint is not None:
+        told["ENCLAVED_ENDPOINT"] = ctx.places.container_endpoint
+        told["ENCLAVED_TOKEN"] = container_token(ctx, row.pubkey, row.generation)
+    return told
+
+
 def _spec(ctx: Context, row: Container) -> ContainerSpec:
     return ContainerSpec(
         pubkey=row.pubkey,
         image=row.image,
         generation=row.generation,
         limits=limits_for(row.units, ctx.policy.unit_size),
-        env=row.env | {"ENCLAVED": ctx.env.value},
+        env=row.env | _environment(ctx, row),
         volumes=row.volumes,
         ports=row.ports,
     )

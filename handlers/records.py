@@ -46,6 +46,7 @@ class Container:
     wallet: str = MAIN_WALLET  # where its money is, in the ledger's words
     announced_id: str | None = None
     announced_at: int = 0
+    app: str | None = None  # the app's key, once it proved it from inside
     dirty: bool = True  # the announcement no longer tells the truth
 
     @property

@@ -197,6 +197,7 @@ class FakeEngine:
     ran_ms: dict[str, int] = field(default_factory=dict)
     last_seen: dict[str, int] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
+    at: dict[str, str] = field(default_factory=dict)  # address -> pubkey
 
     async def found(self) -> dict[str, Found]:
         return {
@@ -240,6 +241,9 @@ class FakeEngine:
 
     async def exit_reason(self, pubkey: str) -> str:
         return "it does not stay up: exit code 1"
+
+    async def addresses(self) -> dict[str, str]:
+        return dict(self.at)
 
     def runs(self) -> dict[str, Run]:
         alive = {

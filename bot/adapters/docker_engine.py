@@ -44,6 +44,7 @@ CAPABILITIES = (
     "SETUID",
 )
 MAX_STARTS, MAX_PULLS = 4, 8
+HOST_NAME = "enclaved"
 PULL_S = 600
 STOP_S = 10
 MAX_LOG_BYTES = 1_000_000
@@ -152,6 +153,9 @@ class DockerEngine:
     async def logs(self, pubkey: str, lines: int) -> str:
         return await self._call(partial(self._logs, pubkey, lines))
 
+    async def addresses(self) -> dict[str, str]:
+        return await self._call(self._addresses)
+
     async def exit_reason(self, pubkey: str) -> str:
         return await self._call(partial(self._exit_reason, pubkey))
 
@@ -188,6 +192,16 @@ class DockerEngine:
             if pubkey and pubkey not in listed:
                 listed[pubkey] = ("", Found(Live.REMAINS, 0))
         return listed
+
+    def _addresses(self) -> dict[str, str]:
+        ours = {"label": f"{OWNER}={self._config.owner}", "status": "running"}
+        found = {}
+        for entry in self._client.api.containers(filters=ours):
+            pubkey = entry["Labels"].get(PUBKEY, "")
+            network = entry["NetworkSettings"]["Networks"].get(_name(pubkey))
+            if network is not None and network.get("IPAddress"):
+                found[network["IPAddress"]] = pubkey
+        return found
 
     def _restarts(self, container_id: str) -> int:
         try:
@@ -227,7 +241,7 @@ class DockerEngine:
             pass
 
     def _create(self, spec: ContainerSpec) -> Any:
-        self._network(spec.pubkey)
+        gateway = self._network(spec.pubkey)
         labels = self._labels(spec.pubkey)
         for index in range(len(spec.volumes)):
             self._client.volumes.create(f"{_name(spec.pubkey)}-{index}", labels=labels)
@@ -238,6 +252,8 @@ class DockerEngine:
             environment=dict(spec.env),
             labels=labels | {GENERATION: str(spec.generation)},
             detach=True,
+            # The name under which a container finds us: our end of its own bridge.
+            extra_hosts={HOST_NAME: gateway},
             **self._host_config(spec),
         )
 
@@ -267,16 +283,19 @@ class DockerEngine:
             "restart_policy": {"Name": "on-failure", "MaximumRetryCount": RESTARTS},
         }
 
-    def _network(self, pubkey: str) -> None:
+    def _network(self, pubkey: str) -> str:
+        """The container's own bridge; the address of our end of it."""
         try:
-            self._client.networks.get(_name(pubkey))
+            network = self._client.networks.get(_name(pubkey))
         except NotFound:
-            self._client.networks.create(
+            network = self._client.networks.create(
                 _name(pubkey),
                 driver="bridge",
                 labels=self._labels(pubkey),
                 options={"com.docker.network.bridge.enable_icc": "false"},
             )
+            network.reload()
+        return str(network.attrs["IPAM"]["Config"][0]["Gateway"])
 
     def _halt(self, pubkey: str) -> None:
         try:

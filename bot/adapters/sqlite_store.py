@@ -358,6 +358,7 @@ def _container_columns(c: Container) -> dict[str, Any]:
         "announced_id": c.announced_id,
         "announced_at": c.announced_at,
         "dirty": c.dirty,
+        "app": c.app,
     }
 
 
@@ -381,6 +382,7 @@ def _container(row: sqlite3.Row, ports: tuple[PublishedPort, ...]) -> Container:
         "wallet",
         "announced_id",
         "announced_at",
+        "app",
     )
     return Container(
         key=SecretKey(row["secret"]),

@@ -37,6 +37,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 # Tenants reach neither this machine nor anything private; answers to what came in may leave.
 _PRIVATE = ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
             "192.168.0.0/16", "224.0.0.0/4", "240.0.0.0/4")  # fmt: skip
+# Where a server inside the engine's network may listen for containers.
+CONTAINER_PORT = 7_070
 
 
 @dataclass(frozen=True)
@@ -206,11 +208,25 @@ class PrivateEngine:
         return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs")]
 
     async def _fence(self) -> None:
-        """Containers reach the public internet and nothing else; the engine itself least of all."""
+        """Containers reach the public internet and nothing else; of the engine itself only their channel."""
         rules = [
             ["-I", "INPUT", "-i", "br-+", "-j", "DROP"],
             ["-I", "INPUT", "-i", "docker0", "-j", "DROP"],
         ]
+        rules.append(
+            [
+                "-I",
+                "INPUT",
+                "-i",
+                "br-+",
+                "-p",
+                "tcp",
+                "--dport",
+                str(CONTAINER_PORT),
+                "-j",
+                "ACCEPT",
+            ]
+        )
         rules.append(
             ["-I", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"]
         )

@@ -1,0 +1,139 @@
+"""The channel for containers: a websocket that each of them can open from inside, and nobody else.
+
+``{id, method, params}`` in, ``{id, result}`` or ``{id, error}`` out. A caller is known by two things that must agree:
+the address it calls from, which is its container's alone, and the token that its environment holds. A
+token that leaked is worth nothing elsewhere; an address alone is not asked anything.
+"""
+
+import hmac
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+import trio
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+from bot.relay.websocket import WebsocketGone, accept
+from handlers.certify import CertificateParams, Certifier, ChallengeParams, container_token
+from handlers.context import Context
+from handlers.errors import Code, Refusal, invalid, not_found
+from handlers.params import parse_params
+
+log = structlog.get_logger()
+MAX_MESSAGE_BYTES, MAX_QUEUED_BYTES = 65_536, 1 << 18
+MAX_CONNECTIONS, MAX_PER_CONTAINER = 512, 4
+SILENT_S = 600
+Method = tuple[type, Callable[[Context, str, Any], Awaitable[Any]]]
+
+
+class ContainerDoor:
+    """Serves every container of ours, until cancelled."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        certifier = Certifier()
+        self._methods: dict[str, Method] = {
+            "get_challenge": (ChallengeParams, certifier.challenge),
+            "create_certificate": (CertificateParams, certifier.certificate),
+        }
+        self._open: dict[str, int] = {}
+
+    async def serve(
+        self, host: str, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Reports the port that was bound."""
+        listeners = await trio.open_tcp_listeners(port, host=host)
+        task_status.started(listeners[0].socket.getsockname()[1])
+        await trio.serve_listeners(self._client, listeners)
+
+    async def _client(self, stream: trio.SocketStream) -> None:
+        try:
+            if sum(self._open.values()) < MAX_CONNECTIONS:
+                await self._serve_client(stream)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it went away in mid-sentence
+        except Exception:
+            # One container's surprise must not end the door for all others.
+            log.exception("container channel failed")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _serve_client(self, stream: trio.SocketStream) -> None:
+        caller: list[str] = []
+
+        async def check(protocol: ServerProtocol, request: Request) -> Response | None:
+            container = await self._who(stream, request.headers.get("token", ""))
+            if container is None:
+                return protocol.reject(HTTPStatus.FORBIDDEN, "not your channel\n")
+            caller.append(container)
+            return None
+
+        websocket = await accept(
+            stream,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            max_queued_bytes=MAX_QUEUED_BYTES,
+            answer_http=check,
+        )
+        if websocket is None:
+            return
+        (container,) = caller
+        self._open[container] = self._open.get(container, 0) + 1
+        try:
+            async with trio.open_nursery() as nursery, aclosing(websocket.messages()) as frames:
+                nursery.start_soon(websocket.run_writer)
+                with trio.move_on_after(SILENT_S) as patience:
+                    async for frame in frames:
+                        patience.deadline = trio.current_time() + SILENT_S
+                        try:
+                            websocket.send(await self.answer(container, frame))
+                        except WebsocketGone:
+                            break
+                nursery.cancel_scope.cancel()
+        finally:
+            self._open[container] -= 1
+            self._open = {name: count for name, count in self._open.items() if count}
+            await websocket.close()
+
+    async def _who(self, stream: trio.SocketStream, token: str) -> str | None:
+        """The container that calls, or None when address and token do not agree."""
+        address = str(stream.socket.getpeername()[0]).removeprefix("::ffff:")
+        pubkey = (await self._ctx.engine.addresses()).get(address)
+        if pubkey is None or self._open.get(pubkey, 0) >= MAX_PER_CONTAINER:
+            return None
+        row = await self._ctx.store.read(lambda tx: tx.container(pubkey))
+        if row is None:
+            return None
+        expected = container_token(self._ctx, pubkey, row.generation)
+        return pubkey if hmac.compare_digest(expected, token) else None
+
+    async def answer(self, container: str, frame: bytes) -> bytes:
+        """One request; never raises for anything that a request can cause."""
+        call_id: object = None
+        try:
+            match orjson.loads(frame):
+                case {
+                    "id": str() | int() as call_id,
+                    "method": str(method),
+                    "params": dict(params),
+                }:
+                    outcome = await self._call(container, method, params)
+                case _:
+                    outcome = invalid("a request is {id, method: string, params: object}")
+        except orjson.JSONDecodeError:
+            outcome = invalid("a request is JSON")
+        except Exception:
+            log.exception("container request failed", container=container)
+            outcome = Refusal(Code.INTERNAL, "that failed here; it is logged")
+        told = {"error": str(outcome)} if isinstance(outcome, Refusal) else {"result": outcome}
+        return orjson.dumps({"id": call_id} | told)
+
+    async def _call(self, container: str, method: str, params: dict[str, Any]) -> Any | Refusal:
+        if method not in self._methods:
+            return not_found(f"there is no such method; there are {', '.join(self._methods)}")
+        declared, work = self._methods[method]
+        typed: Any = parse_params(declared, params)
+        return typed if isinstance(typed, Refusal) else await work(self._ctx, container, typed)
