@@ -20,6 +20,7 @@ from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.relay_events import RelayEvents
 from bot.adapters.seen_store import SeenStore
 from bot.adapters.sqlite_store import SqliteStore
+from bot.boot.identity import only_one
 from bot.boot.wake import Awake, wake
 from bot.clock import SystemClock, boot_id
 from bot.config import Config
@@ -45,21 +46,22 @@ async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[
 
     The embedded relay comes first: key escrow may be reached through it.
     """
-    state = config.server.state_dir
+    state, clock = config.server.state_dir, SystemClock()
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    clock = SystemClock()
-    relay, own_urls = _embedded_relay(config, clock)
-    events = RelayEvents((*own_urls, *config.relays.urls, *config.escrow.relays), relay, own_urls)
-    async with trio.open_nursery() as nursery:
-        if relay is not None:
-            relays = config.relays
-            await nursery.start(relay.serve, relays.embedded_host, relays.embedded_port)
-        awake = await wake(config, events, own_urls, clock, forget_state=forget_state)
-        if relay is not None:
-            relay.belongs_to(awake.key.pubkey)
-        async with _build(config, clock, awake, events, relay, own_urls) as app:
-            yield app
-        nursery.cancel_scope.cancel()
+    with only_one(state):
+        relay, own_urls = _embedded_relay(config, clock)
+        trusted = (*own_urls, *config.relays.urls, *config.escrow.relays)
+        events = RelayEvents(trusted, relay, own_urls)
+        async with trio.open_nursery() as nursery:
+            if relay is not None:
+                relays = config.relays
+                await nursery.start(relay.serve, relays.embedded_host, relays.embedded_port)
+            awake = await wake(config, events, own_urls, clock, forget_state=forget_state)
+            if relay is not None:
+                relay.belongs_to(awake.key.pubkey)
+            async with _build(config, clock, awake, events, relay, own_urls) as app:
+                yield app
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

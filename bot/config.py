@@ -90,13 +90,10 @@ class AttestationConfig:
 
 @dataclass(frozen=True)
 class EscrowConfig:
-    """Which key-escrow services to believe. Without ``repo`` there is no escrow."""
+    """Which services to believe stands in the image (``bot/release.json``), not here."""
 
-    repo: str = ""
-    maintainers: tuple[str, ...] = ()
     # Where they announce themselves; default: our own relays.
     relays: tuple[str, ...] = ()
-    allow_debug: bool = False
     # While it is unsure whether our key can be had, try so long.
     halt_after_s: int = 300
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import trio
 
+from bot.adapters.guarded_network import resolve_public
 from bot.relay.connection import Outcome
 from bot.relay.courier import bring
 from bot.relay.pool import RelayPool
@@ -49,4 +50,4 @@ class Outlet:
             outcomes = await self._pool.publish(event, [url])
             return outcomes[url].outcome is Outcome.ACCEPTED
         # A relay that a stranger named: it must not become one of ours.
-        return await bring(event, url)
+        return await bring(event, url, find_address=resolve_public)

@@ -1,54 +1,54 @@
 """Which escrow services to believe: announced in the last hours, verified in full, by maintainers we name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from keycrux_client.ports import Relays
 from nips import kinds
 from nips.attestation import Verifier
+from nips.env import Env
 from nips.event import Event
 from nips.filters import Filter
-from nips.policies import DebugPolicy, ExpectedMaintainers, ExpectedRepo, Policy
-from nips.verdict import Verdict
+from nips.policies import ExpectedEnv, ExpectedMaintainers, ExpectedRepo, Policy
 from nips.verification import verify_announcement
 
 # Services announce every hour; certificates of documents live for three.
 ANNOUNCED_WITHIN_S = 3 * 3600
-MAX_SERVICES = 8
+MAX_SERVICES = 32
 
 
 @dataclass(frozen=True)
 class Service:
-    """A service that verified. Believe it until ``not_after`` (Unix seconds)."""
+    """A service that verified, just now."""
 
     pubkey: str
     relay_url: str
-    not_after: int
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What a service must be. An empty repository or no maintainers makes every service fail."""
+    """What a service must be. Nothing to expect in any field makes every service fail."""
 
     repo: str
     maintainers: frozenset[str]
-    allow_debug: bool = False
+    envs: frozenset[Env]
 
     def policies(self) -> list[Policy]:
         """As the verifier wants them."""
         return [
             ExpectedRepo(self.repo),
             ExpectedMaintainers(self.maintainers),
-            DebugPolicy(self.allow_debug),
+            ExpectedEnv(self.envs),
         ]
 
 
 @dataclass(frozen=True)
 class Discovered:
-    """``refused``: announced, but not believed, with the reason."""
+    """``refused``: announced, but not believed, and why. ``silent``: relays that did not answer."""
 
     services: tuple[Service, ...]
-    refused: tuple[tuple[str, Verdict], ...]
+    refused: tuple[tuple[str, str], ...]
+    silent: tuple[str, ...] = ()
 
 
 async def discover(
@@ -60,7 +60,9 @@ async def discover(
         tags={"r": frozenset({trust.repo})},
         since=now - ANNOUNCED_WITHIN_S,
     )
-    return judge(await relays.find([wanted], relay_urls), trust, verifier, now)
+    found = await relays.search([wanted], relay_urls)
+    judged = judge(found.events, trust, verifier, now)
+    return replace(judged, silent=found.silent)
 
 
 def judge(
@@ -68,15 +70,14 @@ def judge(
 ) -> Discovered:
     """The pure half."""
     services: dict[str, Service] = {}
-    refused: list[tuple[str, Verdict]] = []
+    refused: dict[str, str] = {}
     for event in sorted(announcements, key=lambda e: e.created_at, reverse=True):
         if event.pubkey in services or len(services) >= MAX_SERVICES:
             continue
         verdict, evidence = verify_announcement(event, verifier, now, trust.policies())
-        if evidence is None or not evidence.relay_urls:
-            refused.append((event.pubkey, verdict))
+        if evidence is not None and evidence.relay_urls:
+            services[event.pubkey] = Service(event.pubkey, evidence.relay_urls[0])
         else:
-            services[event.pubkey] = Service(
-                event.pubkey, evidence.relay_urls[0], evidence.not_after
-            )
-    return Discovered(tuple(services.values()), tuple(refused))
+            refused.setdefault(event.pubkey, verdict.reason or "it names no relay")
+    unbelieved = [(pubkey, why) for pubkey, why in refused.items() if pubkey not in services]
+    return Discovered(tuple(services.values()), tuple(unbelieved))

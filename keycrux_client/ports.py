@@ -15,10 +15,19 @@ class Attester(Protocol):
     ) -> bytes: ...
 
 
+class Found(Protocol):
+    """What relays hold, and which of them did not answer."""
+
+    @property
+    def events(self) -> Sequence[Event]: ...
+    @property
+    def silent(self) -> tuple[str, ...]: ...
+
+
 class Relays(Protocol):
     """Finds announcements, and carries one request and its reply. Nothing that comes is trusted."""
 
-    async def find(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> list[Event]: ...
+    async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> Found: ...
 
     async def ask(
         self,

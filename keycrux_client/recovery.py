@@ -7,7 +7,7 @@
 | present | no key that opens it | halt, retry |
 | present | a key opens it, but it is older than, or differs from, what escrow knows | halt |
 | present | a key opens it, and it is the newest that anybody knows | restore |
-| absent | not every service answers | halt, retry |
+| absent | not every service and relay that should be there answers | halt, retry |
 | absent | a service holds a key for us | halt, unless the state is to be forgotten |
 | absent | all answer and hold none | create afresh |
 
@@ -23,7 +23,6 @@ from keycrux_client.protocol import GetReply, Got
 from keycrux_client.shares import (
     BadStored,
     DiskKey,
-    Gathered,
     Head,
     Stored,
     decode_untrusted,
@@ -41,31 +40,30 @@ class Backup(Enum):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A key that escrow yielded. ``opened``: the head of the backup, if the key opens it."""
+    """A key that escrow yielded. ``opened``: the head of the backup, if the key opens it. ``newest``: the
+    newest head that was written to escrow with this very key."""
 
     key: DiskKey
     opened: Head | None
-    set_ids: frozenset[str] = frozenset()
+    newest: Head | None
 
 
 @dataclass(frozen=True)
 class Escrow:
-    """What the services said. ``newest``: the newest head that any of them knows."""
+    """What the services said. ``asked`` counts those that should have been heard as well."""
 
     asked: int
     answered: int
     held: int
-    newest: Head | None
     candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
 class Restore:
-    """Open the backup with this key, which these splits yielded."""
+    """Open the backup with this key."""
 
     key: DiskKey
     head: Head
-    set_ids: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -103,13 +101,13 @@ def _with_backup(escrow: Escrow) -> Decision:
         held = "hold none for this code" if escrow.held == 0 else "hold none that opens the backup"
         return Halt(f"the escrow services that answer {held}", retry=True)
     candidate, head = max(opening, key=lambda pair: pair[1])
-    newest = escrow.newest
+    newest = candidate.newest
     if newest is not None and newest.number > head.number:
         text = f"the backup is number {head.number}, but escrow knows of {newest.number}"
         return Halt(f"{text}: an old state was handed to us", retry=False)
     if newest is not None and newest.number == head.number and newest.digest != head.digest:
         return Halt(f"the backup is another number {head.number} than escrow knows", retry=False)
-    return Restore(candidate.key, head, candidate.set_ids)
+    return Restore(candidate.key, head)
 
 
 def _without_backup(escrow: Escrow, *, forget_state: bool) -> Decision:
@@ -120,25 +118,32 @@ def _without_backup(escrow: Escrow, *, forget_state: bool) -> Decision:
         return Halt(f"{text}; to give it up, order --forget-state", retry=False)
     if escrow.answered < escrow.asked:
         silent = escrow.asked - escrow.answered
-        return Halt(f"{silent} escrow services do not answer; they may hold our key", retry=True)
+        text = f"{silent} escrow services or their relays do not answer"
+        return Halt(f"{text}; they may hold our key", retry=True)
     return CreateFresh()
 
 
-def sum_up(replies: Sequence[GetReply], open_backup: Callable[[DiskKey], Head | None]) -> Escrow:
-    """Replies as the facts that `decide` wants. ``open_backup`` tries one key on the backup."""
+def sum_up(
+    replies: Sequence[GetReply], open_backup: Callable[[DiskKey], Head | None], *, unheard: int = 0
+) -> Escrow:
+    """Replies as the facts that `decide` wants. ``open_backup`` tries one key on the backup; ``unheard``:
+    services that should be there and were not found, and relays that did not say which there are."""
     held = [reply for reply in replies if reply.got is Got.HELD]
-    values = [value for reply in held if (value := _stored(reply)) is not None]
-    gathered: list[Gathered] = gather(values)
+    values = [value for reply in held if (value := stored_in(reply)) is not None]
     return Escrow(
-        asked=len(replies),
+        asked=len(replies) + unheard,
         answered=sum(reply.got is not Got.SILENT for reply in replies),
         held=len(held),
-        newest=max((value.head for value in values), default=None),
-        candidates=tuple(Candidate(g.key, open_backup(g.key), g.set_ids) for g in gathered),
+        candidates=tuple(
+            Candidate(found.key, open_backup(found.key), found.newest) for found in gather(values)
+        ),
     )
 
 
-def _stored(reply: GetReply) -> Stored | None:
+def stored_in(reply: GetReply) -> Stored | None:
+    """The value that a service holds; None when it holds none, or something that we never wrote."""
+    if reply.got is not Got.HELD:
+        return None
     try:
         return decode_untrusted(reply.data)
     except BadStored:

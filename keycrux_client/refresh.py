@@ -1,26 +1,24 @@
 """Keeps a key alive at the services: they forget it after 72 hours, and when they restart.
 
-Before a service is given a value, it is asked what it holds. A value that is not of our key is never
-overwritten: it may be the only one that opens somebody's state, ours from another life included.
+Two rules, whatever happens between any two lines:
+
+- A service is asked before it is given anything, and a value that was not written with our key is never
+  replaced: it may be the only one that opens somebody's state, ours from another life included.
+- A value of ours gives way to a different one only while the others yield the key without it.
+
+What a service took is read back: it counts when it is there.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import trio
+
 from keycrux_client.client import EscrowClient
-from keycrux_client.discovery import Service
-from keycrux_client.protocol import GetReply, Got
-from keycrux_client.shares import (
-    BadStored,
-    DiskKey,
-    Head,
-    Stored,
-    decode_untrusted,
-    encode,
-    gather,
-    split,
-    threshold_for,
-)
+from keycrux_client.discovery import Discovered, Service
+from keycrux_client.protocol import LIFE_S, GetReply, Got
+from keycrux_client.recovery import stored_in
+from keycrux_client.shares import MEMBERS, DiskKey, Head, Split, Stored, encode, gather, to_store
 
 EVERY_S = 600
 # Until the key is safe somewhere, try sooner.
@@ -29,17 +27,19 @@ RETRY_S = 60
 
 @dataclass(frozen=True)
 class Refreshed:
-    """``conflicts``: services that hold something else and were left alone."""
+    """``conflicts``: services that hold something that is not ours, or is ahead of us, and were left alone.
+    ``members``: how many different parts are kept; ``needed``: how many yield the key."""
 
     stored: tuple[str, ...]
     failed: tuple[str, ...]
     conflicts: tuple[str, ...]
+    members: int
     needed: int
 
     @property
     def is_safe(self) -> bool:
-        """Whether enough services hold it for us to get it back."""
-        return len(self.stored) >= max(1, self.needed)
+        """We can get the key back, and no service that answers still knows an older state only."""
+        return self.members >= self.needed and not self.failed
 
 
 class Keeper:
@@ -51,66 +51,98 @@ class Keeper:
     def __init__(
         self,
         client: EscrowClient,
-        find_services: Callable[[], Awaitable[Sequence[Service]]],
+        find_services: Callable[[], Awaitable[Discovered]],
         key: DiskKey,
+        split: Split,
         head: Head,
         *,
-        known_sets: frozenset[str] = frozenset(),
         forget: bool = False,
     ) -> None:
         self._client, self._find_services = client, find_services
-        self._key, self._head, self._forget = key, head, forget
-        # Splits of our key: a single share of one of them is ours, though it does not show it.
-        self._known_sets = set(known_sets)
-        self._shares: dict[str, Stored] = {}
+        self._key, self._split, self._head, self._forget = key, split, head, forget
+        # Who has which part, and when we last heard of that; one that is silent now may still have its.
+        self._indices: dict[str, tuple[int, int]] = {}
 
     async def refresh(self) -> Refreshed:
-        """Once, to every service found."""
-        services = await self._find_services()
-        held = await self._client.get_all(services)
-        clear = [s for s in services if held[s].got is not Got.SILENT]
-        foreign = {s.pubkey for s in clear if not self._may_replace(held[s], [*held.values()])}
-        taking = [service for service in clear if service.pubkey not in foreign]
-        took = await self._client.set_all(self._values(taking))
-        stored = tuple(s.pubkey for s, done in took.items() if done)
-        failed = tuple(s.pubkey for s in services if s.pubkey not in {*stored, *foreign})
-        if stored:
+        """Once, to every service that is found and answers."""
+        services = (await self._find_services()).services
+        replies = await self._client.get_all(services)
+        held = {s: stored_in(reply) for s, reply in replies.items()}
+        answering = [s for s in services if replies[s].got is not Got.SILENT]
+        foreign = [s for s in answering if not self._may_replace(replies[s], held[s])]
+        wanted = self._wanted([s for s in answering if s not in foreign], held)
+        confirmed = await self._store(wanted, held)
+        if confirmed:
             # Given up once is given up: from now on the rule holds without exception.
             self._forget = False
-        return Refreshed(stored, failed, tuple(sorted(foreign)), threshold_for(len(taking)))
+        return Refreshed(
+            stored=tuple(s.pubkey for s in confirmed),
+            failed=tuple(s.pubkey for s in wanted if s not in confirmed),
+            conflicts=tuple(s.pubkey for s in foreign),
+            members=len({wanted[s].index for s in confirmed}),
+            needed=self._split.threshold,
+        )
 
-    def _may_replace(self, reply: GetReply, all_replies: Sequence[GetReply]) -> bool:
+    def _may_replace(self, reply: GetReply, value: Stored | None) -> bool:
         if reply.got is Got.NONE or self._forget:
             return True
-        value = _stored(reply)
-        if value is None:
+        if value is None or not value.is_authentic(self._key):
             return False
-        if value.head.number > self._head.number:
-            # Somebody with our key is ahead of us: we are the old one.
-            return False
-        return value.set_id in self._known_sets or self._is_ours(value, all_replies)
+        # Written with our key, and ahead of us or beside us: another one of us is running.
+        return value.head == self._head or value.head.number < self._head.number
 
-    def _is_ours(self, value: Stored, all_replies: Sequence[GetReply]) -> bool:
-        """Whether this value, together with the others of its set, yields our key and no other."""
-        others = [found for reply in all_replies if (found := _stored(reply)) is not None]
-        members = [found for found in others if found.set_id == value.set_id]
-        return {g.key for g in gather(members)} == {self._key}
+    def _wanted(
+        self, services: Sequence[Service], held: Mapping[Service, Stored | None]
+    ) -> dict[Service, Stored]:
+        """Which part each service is to keep: its own, or one that nobody else has."""
+        now = self._client.clock.now()
+        self._indices = {p: at for p, at in self._indices.items() if now - at[1] < LIFE_S}
+        # Those that hold a part keep it; only then are the others given what is left.
+        wanted: dict[Service, Stored] = {}
+        for service in sorted(services, key=lambda s: held[s] is None):
+            index = self._index(service, held[service])
+            if index is not None:
+                self._indices[service.pubkey] = (index, now)
+                wanted[service] = to_store(self._key, self._split, index, self._head)
+        return wanted
 
-    def _values(self, services: Sequence[Service]) -> dict[Service, str]:
-        if not services:
-            return {}
-        if {s.pubkey for s in services} != self._shares.keys():
-            # Shares of different splits do not mix: others get other shares, all of them.
-            parts = map(decode_untrusted, split(self._key, self._head, len(services)))
-            self._shares = {s.pubkey: part for s, part in zip(services, parts, strict=True)}
-            self._known_sets |= {share.set_id for share in self._shares.values()}
-        return {service: encode(self._shares[service.pubkey]) for service in services}
+    def _index(self, service: Service, value: Stored | None) -> int | None:
+        if self._split.threshold == 1:
+            return 0
+        taken = {index for p, (index, _) in self._indices.items() if p != service.pubkey}
+        kept, _ = self._indices.get(service.pubkey, (None, 0))
+        if kept is None and value is not None and value.set_id == self._split.set_id:
+            kept = value.index
+        if kept is not None and kept not in taken:
+            return kept
+        return next((index for index in range(MEMBERS) if index not in taken), None)
 
+    async def _store(
+        self, wanted: Mapping[Service, Stored], held: dict[Service, Stored | None]
+    ) -> list[Service]:
+        """Where nothing is lost by it at the same time, the rest one by one; those that confirm."""
+        confirmed: list[Service] = []
 
-def _stored(reply: GetReply) -> Stored | None:
-    if reply.got is not Got.HELD:
-        return None
-    try:
-        return decode_untrusted(reply.data)
-    except BadStored:
-        return None
+        async def store(service: Service) -> None:
+            text = encode(wanted[service])
+            took = await self._client.set(service, text)
+            if took and (await self._client.get(service)).data == text:
+                held[service] = wanted[service]
+                confirmed.append(service)
+
+        async with trio.open_nursery() as nursery:
+            for service in wanted:
+                if self._is_same_part(held[service], wanted[service]):
+                    nursery.start_soon(store, service)
+        for service in wanted:
+            if service not in confirmed and self._is_spare(service, held):
+                await store(service)
+        return confirmed
+
+    def _is_same_part(self, value: Stored | None, wanted: Stored) -> bool:
+        return value is None or self._forget or value.secret == wanted.secret
+
+    def _is_spare(self, service: Service, held: Mapping[Service, Stored | None]) -> bool:
+        """Whether the others yield the key without what this one holds."""
+        others = [value for other, value in held.items() if value is not None and other != service]
+        return self._key in [found.key for found in gather(others)]

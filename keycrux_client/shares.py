@@ -1,25 +1,31 @@
 """The value that escrow services keep: a whole copy of the key, or one share of it each.
 
-With three services or more the key is split (SLIP-39, two of three up to k of n), so that no single one
-learns anything of it; with one or two, each gets a whole copy. Beside the key stands the head of our
-state, its number and hash, which is no secret: it lets us see when the parent hands us an old disk.
+With three services or more the key is split (SLIP-39, a majority must come together), so that no single one
+learns anything of it; with one or two, each gets a whole copy. A key is split once: the shares are sealed with
+our backup and handed out again and again, so that what services hold always fits together.
+
+Beside the secret stands the head of our state, its number and hash. It is no secret, but it is authenticated
+with the key: a service, or whoever puts a value there, cannot make us believe in a state that never was.
 """
 
-import json
+import hashlib
+import hmac
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 
+import orjson
 import shamir_mnemonic
+from shamir_mnemonic.share import Share
 
 from nips.errors import BadInput
 
 VERSION = 1
 KEY_BYTES = 32
-# SLIP-39 has at most 16 members in a group.
-MAX_SHARES = 16
+# SLIP-39 has at most 16 members in a group; all are made at once.
+MEMBERS = 16
 MAX_TRIES = 64
 
 
@@ -52,113 +58,149 @@ class DiskKey:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How a key is shared: ``parts`` has one whole copy (hex) when the threshold is 1, else `MEMBERS` shares."""
+
+    set_id: str
+    threshold: int
+    parts: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Stored:
-    """A value as one service keeps it. ``threshold`` is 1 for a whole copy; ``set_id`` names the split."""
+    """A value as one service keeps it. ``mac`` ties all of it to the key."""
 
     head: Head
     threshold: int
     set_id: str
+    index: int
     secret: str = field(repr=False)
+    mac: str = ""
+
+    def is_authentic(self, key: DiskKey) -> bool:
+        """Whether somebody who has the key wrote this."""
+        return hmac.compare_digest(self.mac.encode(), _mac(key, self).encode())
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """A key that was put together, the newest head that came with it, and the splits that yield it."""
+    """A key that was put together, and the newest head that was written with it, if any."""
 
     key: DiskKey
-    head: Head
-    set_ids: frozenset[str]
+    newest: Head | None
 
 
 def threshold_for(services: int) -> int:
     """How many must come together: a majority of three or more, one of one or two."""
-    return 1 if services < 3 else services // 2 + 1
+    return 1 if services < 3 else min(services, MEMBERS) // 2 + 1
 
 
-def split(key: DiskKey, head: Head, services: int) -> list[str]:
-    """One value for each service, in order. Raises `ValueError` for none or too many."""
-    if not 1 <= services <= MAX_SHARES:
-        raise ValueError(f"1 to {MAX_SHARES} services can keep a key")
+def make_split(key: DiskKey, services: int) -> Split:
+    """For a key that so many services will keep; more may join, up to `MEMBERS`."""
     threshold, set_id = threshold_for(services), secrets.token_hex(8)
     if threshold == 1:
-        parts = [key.secret.hex()] * services
-    else:
-        # The passphrase of SLIP-39 is not used: the shares are the secret.
-        (parts,) = shamir_mnemonic.generate_mnemonics(
-            1, [(threshold, services)], key.secret, iteration_exponent=0
-        )
-    return [encode(Stored(head, threshold, set_id, part)) for part in parts]
+        return Split(set_id, 1, (key.secret.hex(),))
+    # The passphrase of SLIP-39 is not used: the shares are the secret.
+    (parts,) = shamir_mnemonic.generate_mnemonics(
+        1, [(threshold, MEMBERS)], key.secret, iteration_exponent=0
+    )
+    return Split(set_id, threshold, tuple(parts))
 
 
-def encode(stored: Stored) -> str:
+def to_store(key: DiskKey, split: Split, index: int, head: Head) -> Stored:
+    """The value for the member with that index (0 for whole copies)."""
+    value = Stored(head, split.threshold, split.set_id, index, split.parts[index])
+    return replace(value, mac=_mac(key, value))
+
+
+def _mac(key: DiskKey, value: Stored) -> str:
+    written = orjson.dumps(
+        [VERSION, value.head.number, value.head.digest, value.threshold, value.set_id,
+         value.index, value.secret]
+    )  # fmt: skip
+    return hmac.new(key.secret, b"enclaved escrow value" + written, hashlib.sha256).hexdigest()
+
+
+def encode(value: Stored) -> str:
     """The text that a service keeps, well below its limit of 1,024 characters."""
-    value = {
-        "v": VERSION,
-        "n": stored.head.number,
-        "hash": stored.head.digest,
-        "k": stored.threshold,
-        "set": stored.set_id,
-        "key" if stored.threshold == 1 else "share": stored.secret,
-    }
-    return json.dumps(value, separators=(",", ":"))
+    return orjson.dumps(
+        {
+            "v": VERSION,
+            "n": value.head.number,
+            "hash": value.head.digest,
+            "k": value.threshold,
+            "set": value.set_id,
+            "i": value.index,
+            "secret": value.secret,
+            "mac": value.mac,
+        }
+    ).decode()
 
 
 def decode_untrusted(text: str) -> Stored:
     """Raises `BadStored`, which never repeats the text."""
     try:
-        value: object = json.loads(text)
-    except ValueError:
+        value: object = orjson.loads(text)
+    except (orjson.JSONDecodeError, UnicodeEncodeError):
         raise BadStored("a stored value is not JSON") from None
     match value:
-        case {"v": 1, "n": int(n), "hash": str(digest), "k": int(k), "set": str(set_id), **rest}:
-            secret = rest.get("key" if k == 1 else "share")
+        case {
+            "v": 1, "n": int(n), "hash": str(digest), "k": int(k), "set": str(set_id), "i": int(index),
+            "secret": str(secret), "mac": str(mac),
+        }:  # fmt: skip
+            pass
         case _:
             raise BadStored("a stored value has another shape or version")
     if isinstance(n, bool) or not 0 <= n < 2**53 or len(digest) > 128:
         raise BadStored("a stored value has no number or hash")
-    if not 1 <= k <= MAX_SHARES or not isinstance(secret, str) or not 0 < len(set_id) <= 64:
-        raise BadStored("a stored value has no secret, threshold or set")
-    return Stored(Head(n, digest), k, set_id, secret)
+    if not 1 <= k <= MEMBERS or not 0 <= index < MEMBERS or not 0 < len(set_id) <= 64:
+        raise BadStored("a stored value has no threshold, set or index")
+    return Stored(Head(n, digest), k, set_id, index, secret, mac)
 
 
 def gather(stored: Sequence[Stored]) -> list[Gathered]:
-    """Every different key that these values yield, the newest first. Values that lie yield nothing:
-    shares carry a checksum, and the secret they lead to another one."""
-    found: dict[bytes, list[Stored]] = defaultdict(list)
-    for key, members in _found(stored):
-        found[key] += members
-    keys = [
-        Gathered(DiskKey(key), max(m.head for m in members), frozenset(m.set_id for m in members))
-        for key, members in found.items()
+    """Every different key that these values yield. Values that lie yield nothing, or another key, which
+    opens nothing; and they lend no head to a key that they were not written with."""
+    keys = dict.fromkeys(DiskKey(secret) for secret in _found(stored))
+    return [
+        Gathered(key, max((s.head for s in stored if s.is_authentic(key)), default=None))
+        for key in keys
     ]
-    return sorted(keys, key=lambda gathered: gathered.head, reverse=True)
 
 
-def _found(stored: Sequence[Stored]) -> Iterator[tuple[bytes, Sequence[Stored]]]:
-    sets: dict[tuple[str, int], set[Stored]] = defaultdict(set)
+def _found(stored: Sequence[Stored]) -> Iterator[bytes]:
+    sets: dict[tuple[str, int], list[str]] = defaultdict(list)
     for value in stored:
         if value.threshold == 1:
             key = _from_hex(value.secret)
             if key is not None:
-                yield key, [value]
-        else:
-            sets[value.set_id, value.threshold].add(value)
+                yield key
+        elif _is_share(value):
+            sets[value.set_id, value.threshold].append(value.secret)
     for (_, threshold), members in sets.items():
-        yield from _combined(members, threshold)
+        yield from _combined(sorted(set(members)), threshold)
 
 
-def _combined(
-    members: Iterable[Stored], threshold: int
-) -> Iterator[tuple[bytes, Sequence[Stored]]]:
+def _is_share(value: Stored) -> bool:
+    """Looked at before anything is computed: a share may ask for hours of key stretching."""
+    try:
+        share = Share.from_mnemonic(value.secret)
+    except (shamir_mnemonic.MnemonicError, ValueError, KeyError, IndexError):
+        return False
+    return (share.iteration_exponent, share.group_count, share.member_threshold, share.index) == (
+        0, 1, value.threshold, value.index,
+    )  # fmt: skip
+
+
+def _combined(members: Iterable[str], threshold: int) -> Iterator[bytes]:
     # One liar among honest services must not spoil the rest: other choices of members are tried.
-    choices = combinations(sorted(members, key=lambda m: m.secret), threshold)
-    for chosen in islice(choices, MAX_TRIES):
+    for chosen in islice(combinations(members, threshold), MAX_TRIES):
         try:
-            key = shamir_mnemonic.combine_mnemonics([member.secret for member in chosen])
+            key = shamir_mnemonic.combine_mnemonics(list(chosen))
         except (shamir_mnemonic.MnemonicError, ValueError, TypeError, KeyError):
             continue
         if len(key) == KEY_BYTES:
-            yield key, chosen
+            yield key
 
 
 def _from_hex(text: str) -> bytes | None:

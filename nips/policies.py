@@ -114,6 +114,18 @@ class MaxAge:
 
 
 @dataclass(frozen=True)
+class ExpectedEnv:
+    """The instance is of one of these environments, and what it needs for that was checked before."""
+
+    envs: frozenset[Env]
+
+    def check(self, evidence: InstanceEvidence) -> Check:
+        """Fails on an empty set."""
+        outcome = Outcome.HOLDS if evidence.env in self.envs else Outcome.FAILS
+        return Check("expected environment", outcome, f"it is {evidence.env.value}")
+
+
+@dataclass(frozen=True)
 class DebugPolicy:
     """Whether an instance that its host can read is good enough. By default it is not."""
 

@@ -1,15 +1,16 @@
 """Finds events on relays that strangers name, and carries requests to services there: one visit each.
 
 Relays that the operator configured may be anywhere; all others only at public addresses. The embedded
-relay is asked without a socket.
+relay is searched without a socket.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import trio
 
 from bot.adapters.guarded_network import resolve_public
-from bot.relay.courier import ask, fetch
+from bot.relay.courier import REPEAT_S, ask, fetch
 from bot.relay.server import RelayServer
 from bot.relay.websocket import FindAddress
 from nips.event import Event
@@ -17,6 +18,14 @@ from nips.filters import Filter
 
 MAX_AT_ONCE = 16
 MAX_RELAYS = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """`keycrux_client.ports.Found`."""
+
+    events: tuple[Event, ...]
+    silent: tuple[str, ...]
 
 
 class RelayEvents:
@@ -34,23 +43,32 @@ class RelayEvents:
         self._at_once = trio.CapacityLimiter(MAX_AT_ONCE)
 
     async def find(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> list[Event]:
-        """From all of these relays; one that does not answer is left out."""
+        """The newest first, from the first `MAX_RELAYS` of these; one that does not answer is left out."""
+        return list((await self.search(filters, relay_urls)).events)
+
+    async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> "Found":
+        """As `find`, and which relays did not say all that they have."""
+        urls = list(dict.fromkeys(url.rstrip("/") for url in relay_urls))
         found: dict[str, Event] = {}
+        silent: list[str] = urls[MAX_RELAYS:]
 
         async def look(url: str) -> None:
-            for event in await self._ask_one(url, filters):
-                found[event.id] = event
+            events, is_all = await self._ask_one(url, filters)
+            found.update((event.id, event) for event in events)
+            if not is_all:
+                silent.append(url)
 
         async with trio.open_nursery() as nursery:
-            for url in list(dict.fromkeys(u.rstrip("/") for u in relay_urls))[:MAX_RELAYS]:
+            for url in urls[:MAX_RELAYS]:
                 nursery.start_soon(look, url)
-        return sorted(found.values(), key=lambda event: (-event.created_at, event.id))
+        events = sorted(found.values(), key=lambda event: (-event.created_at, event.id))
+        return Found(tuple(events), tuple(silent))
 
-    async def _ask_one(self, url: str, filters: Sequence[Filter]) -> list[Event]:
+    async def _ask_one(self, url: str, filters: Sequence[Filter]) -> tuple[list[Event], bool]:
         if url in self._embedded_urls and self._embedded is not None:
-            return self._embedded.query(filters)
+            return self._embedded.query(filters), True
         async with self._at_once:
-            return await fetch(url, filters, find_address=self._guard(url)) or []
+            return await fetch(url, filters, find_address=self._guard(url))
 
     async def ask(
         self,
@@ -59,10 +77,20 @@ class RelayEvents:
         answers: Filter,
         is_reply: Callable[[Event], bool],
         within_s: float,
+        repeat_s: float | None = REPEAT_S,
     ) -> Event | None:
         """The reply to a request, or None."""
         guard = self._guard(url)
-        return await ask(url, request, answers, is_reply, find_address=guard, within_s=within_s)
+        async with self._at_once:
+            return await ask(
+                url,
+                request,
+                answers,
+                is_reply,
+                find_address=guard,
+                within_s=within_s,
+                repeat_s=repeat_s,
+            )
 
     def _guard(self, url: str) -> FindAddress | None:
         return None if url.rstrip("/") in self._trusted else resolve_public

@@ -1,7 +1,11 @@
-"""A key in a file of its own: made on the first start, readable only by its owner."""
+"""Files that hold who we are: read with care, written whole, used by one process at a time."""
 
+import errno
+import fcntl
 import os
-from contextlib import suppress
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nips.keys import SecretKey
@@ -14,6 +18,30 @@ def load_key(path: Path) -> SecretKey:
     key = SecretKey.generate()
     write_whole(path, key.reveal_secret().hex().encode())
     return key
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """A regular file of at most so many bytes. Raises `OSError` for anything else: the parent hands us
+    files, and a pipe would make us wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
+    return content
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; two servers on one state would fork it. Raises `OSError`."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, "another server uses this folder", str(folder)) from None
+        yield
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -5,9 +5,11 @@ forge them, or claim production for a debug enclave. Each signature is verified 
 document; to run as ``prod``, our announcement must pass the very verification that strangers will make.
 """
 
-import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+
+import orjson
 
 from nips.attestation import Attested, Verifier
 from nips.crypto import is_pubkey
@@ -15,12 +17,12 @@ from nips.env import Env
 from nips.errors import BadInput
 from nips.event import Event, parse_event_untrusted
 from nips.keys import SecretKey
-from nips.nec01 import build_root, verify_root
+from nips.nec01 import Root
 from nips.nec02 import InstanceFacts, Signatures, build_announcement
 from nips.nec03 import verify_builder_signature
 from nips.nec04 import verify_launcher_signature
 from nips.nec05 import verify_release_signature
-from nips.policies import DebugPolicy, ExpectedMaintainers, ExpectedRepo
+from nips.policies import ExpectedEnv, ExpectedMaintainers, ExpectedRepo, Policy
 from nips.verification import MAX_RELEASES, verify_announcement
 
 
@@ -44,14 +46,25 @@ class ParentMeta:
 
 
 @dataclass(frozen=True)
-class ReleasePolicy:
-    """``release.json`` of the image, measured with it: whose releases of which repository we are.
+class EscrowTrust:
+    """Which key-escrow services we believe, and how many must be there before an identity is made."""
 
-    Empty, as it is in a checkout, nobody can sign us, and we never run as ``prod``.
+    repo: str = ""
+    maintainers: tuple[str, ...] = ()
+    services: int = 1
+
+
+@dataclass(frozen=True)
+class ReleasePolicy:
+    """``release.json`` of the image, measured with it: whose releases of which repository we are, and whom
+    we trust with our key. Neither may come from the parent, who would name himself.
+
+    Empty, as it is in a checkout, nobody can sign us, we never run as ``prod``, and there is no escrow.
     """
 
     repo: str
     maintainers: tuple[str, ...]
+    escrow: EscrowTrust = EscrowTrust()
 
 
 @dataclass(frozen=True)
@@ -66,20 +79,36 @@ class Standing:
 def load_release_policy(text: str | None = None) -> ReleasePolicy:
     """From the image. Raises `BadMeta`."""
     text = files("bot").joinpath("release.json").read_text() if text is None else text
-    match json.loads(text):
-        case {"repo": str(repo), "signer_pubkeys": list(pubkeys)}:
-            if not all(isinstance(p, str) and is_pubkey(p) for p in pubkeys):
-                raise BadMeta("release.json names a signer that is no public key")
-            return ReleasePolicy(repo, tuple(dict.fromkeys(pubkeys)))
+    try:
+        value: object = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadMeta("release.json of this image is not JSON") from error
+    match value:
+        case {
+            "repo": str(repo), "signer_pubkeys": list(pubkeys),
+            "escrow": {"repo": str(kept_by), "signer_pubkeys": list(keepers), "services": int(count)},
+        } if count >= 1:  # fmt: skip
+            escrow = EscrowTrust(kept_by, _pubkeys(keepers), count)
+            return ReleasePolicy(repo, _pubkeys(pubkeys), escrow)
         case _:
-            raise BadMeta('release.json is not {"repo": …, "signer_pubkeys": […]}')
+            shape = '{"repo", "signer_pubkeys", "escrow": {"repo", "signer_pubkeys", "services"}}'
+            raise BadMeta(f"release.json of this image is not {shape}")
+
+
+def _pubkeys(values: Sequence[object]) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(v for v in values if isinstance(v, str) and is_pubkey(v)))
+    if len(found) != len(values):
+        raise BadMeta(
+            "release.json of this image names a signer twice, or one that is no public key"
+        )
+    return found
 
 
 def parse_meta_untrusted(text: str | bytes) -> ParentMeta:
     """``{build, instance, releases, instanceAnnounceRelays, prod}``. Raises `BadInput`."""
     try:
-        value: object = json.loads(text)
-    except ValueError as error:
+        value: object = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
         raise BadMeta("the parent's meta is not JSON") from error
     if not isinstance(value, dict):
         raise BadMeta("the parent's meta is not an object")
@@ -104,83 +133,59 @@ def _event(value: object) -> Event | None:
 def judge_parent(
     meta: ParentMeta,
     policy: ReleasePolicy,
-    document: bytes,
+    root: Root,
     key: SecretKey,
     verifier: Verifier,
     now: int,
 ) -> Standing:
-    """``document`` attests ``key``. Raises `NotProduction`, and `BadInput` for a document that fails."""
-    attested = verifier.verify(document, now)
-    signatures, refused = _hold(meta, policy, attested, now)
-    env = Env.DEBUG if attested.is_debug else Env.PROD if meta.prod else Env.DEV
+    """``root`` attests ``key``, any key of ours. Raises `NotProduction`, and `BadInput` when we would
+    announce what nobody could verify."""
+    signatures, refused = _hold(meta, policy, root.attested, now)
+    env = env_for(root.attested, prod=meta.prod)
     if meta.prod and env is not Env.PROD:
         raise NotProduction("the parent claims prod, but the document is a debug enclave's")
-    problem = _problem(env, signatures, policy, document, attested, key, verifier, now)
-    if problem and env is Env.PROD:
-        raise NotProduction("; ".join([problem, *refused]))
-    if problem:
-        raise BadMeta(f"our own announcement would not verify: {problem}")
+    policies: list[Policy] = [ExpectedEnv(frozenset({env}))]
+    if env is Env.PROD:
+        expected = ExpectedMaintainers(frozenset(policy.maintainers))
+        policies += [ExpectedRepo(policy.repo), expected]
+    facts = InstanceFacts("self", "", "", policy.repo, (), False, 0, 0, 0, 0)
+    announcement = build_announcement(key, facts, root, signatures, now)
+    verdict, _ = verify_announcement(announcement, verifier, now, policies)
+    if not verdict.is_valid and env is Env.PROD:
+        raise NotProduction("; ".join([verdict.reason, *refused]))
+    if not verdict.is_valid:
+        raise BadMeta(f"our own announcement would not verify: {verdict.reason}")
     return Standing(env, signatures, refused)
+
+
+def env_for(attested: Attested, *, prod: bool) -> Env:
+    """What we may call ourselves, if the rest holds as well."""
+    return Env.DEBUG if attested.is_debug else Env.PROD if prod else Env.DEV
 
 
 def _hold(
     meta: ParentMeta, policy: ReleasePolicy, attested: Attested, now: int
 ) -> tuple[Signatures, tuple[str, ...]]:
-    """What of it is true of this very enclave."""
+    """What of it is true of this very enclave, and why the rest is not."""
     pcrs, refused = attested.pcrs, list[str]()
 
-    def holds(what: str, event: Event) -> bool:
+    def held(what: str, event: Event | None, rule: Callable[[Event], object]) -> Event | None:
         try:
-            match what:
-                case "build":
-                    verify_builder_signature(event, pcrs, now)
-                case "instance":
-                    verify_launcher_signature(event, pcrs)
-                case _:
-                    _check_release(event, attested, policy)
+            if event is not None:
+                rule(event)
         except BadInput as error:
             refused.append(f"{what}: {error}")
-            return False
-        return True
+            return None
+        return event
 
-    builder = meta.builder if meta.builder and holds("build", meta.builder) else None
-    launcher = meta.launcher if meta.launcher and holds("instance", meta.launcher) else None
-    releases = tuple(event for event in meta.releases if holds("release", event))
+    def check_release(event: Event) -> None:
+        release = verify_release_signature(event, pcrs)
+        if release.repo != policy.repo:
+            raise BadMeta("it is for another repository than the image's own")
+        if release.maintainer not in policy.maintainers:
+            raise BadMeta("it is by somebody whom the image does not name")
+
+    builder = held("build", meta.builder, lambda e: verify_builder_signature(e, pcrs, now))
+    launcher = held("instance", meta.launcher, lambda e: verify_launcher_signature(e, pcrs))
+    releases = tuple(e for e in meta.releases if held("release", e, check_release) is not None)
     return Signatures(builder, launcher, releases), tuple(refused)
-
-
-def _check_release(event: Event, attested: Attested, policy: ReleasePolicy) -> None:
-    release = verify_release_signature(event, attested.pcrs)
-    if release.repo != policy.repo:
-        raise BadMeta("it is for another repository than the image's own")
-    if release.maintainer not in policy.maintainers:
-        raise BadMeta("it is by somebody whom the image does not name")
-
-
-def _problem(
-    env: Env,
-    signatures: Signatures,
-    policy: ReleasePolicy,
-    document: bytes,
-    attested: Attested,
-    key: SecretKey,
-    verifier: Verifier,
-    now: int,
-) -> str:
-    """Why strangers would not believe our announcement; empty when they would."""
-    event = build_root(key, document, env, attested.not_after, now)
-    try:
-        root = verify_root(event.json.decode(), verifier, now)
-    except BadInput as error:
-        return str(error)
-    facts = InstanceFacts("self", "", "", policy.repo, (), False, 0, 0, 0, 0)
-    announcement = build_announcement(key, facts, root, signatures, now)
-    policies = [DebugPolicy(allowed=env is not Env.PROD)]
-    if env is Env.PROD:
-        expected = ExpectedMaintainers(frozenset(policy.maintainers))
-        verdict, _ = verify_announcement(
-            announcement, verifier, now, [*policies, ExpectedRepo(policy.repo), expected]
-        )
-    else:
-        verdict, _ = verify_announcement(announcement, verifier, now, policies)
-    return verdict.reason

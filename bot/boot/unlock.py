@@ -7,25 +7,24 @@ The order of writes, so that a crash between any two of them loses nothing:
   lies aside counts as the backup if escrow has its key; if not, nobody was served by it.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import trio
 
-from bot.boot.identity import write_whole
-from bot.boot.sealed import BadSeal, digest_of, seal, unseal_untrusted
+from bot.boot.identity import read_bounded, write_whole
+from bot.boot.sealed import MAX_BYTES, BadSeal, Sealed, digest_of, seal, unseal_untrusted
 from keycrux_client.client import EscrowClient
-from keycrux_client.discovery import Service
+from keycrux_client.discovery import Discovered
 from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, sum_up
 from keycrux_client.refresh import Keeper, Refreshed
-from keycrux_client.shares import DiskKey, Head
+from keycrux_client.shares import DiskKey, Head, Split, make_split
 from nips.keys import SecretKey
 
 log = structlog.get_logger()
 RETRY_FIRST_S, RETRY_MOST_S = 0.5, 5.0
-FindServices = Callable[[], Awaitable[Sequence[Service]]]
 
 
 class Halted(Exception):
@@ -40,105 +39,114 @@ class Unlocked:
     keeper: Keeper
 
 
+@dataclass(frozen=True)
 class Unlocker:
-    """One boot. ``path``: the backup as the parent hands it over, and where the next one goes."""
+    """One boot. ``path``: the backup as the parent hands it over, and where the next one goes.
+    ``services``: how many must be there before an identity is made."""
 
-    def __init__(
-        self,
-        client: EscrowClient,
-        find_services: FindServices,
-        path: Path,
-        *,
-        halt_after_s: float,
-        forget_state: bool,
-    ) -> None:
-        self._client, self._find_services, self._path = client, find_services, path
-        self._aside = path.with_name(path.name + ".fresh")
-        self._halt_after_s, self._forget_state = halt_after_s, forget_state
+    client: EscrowClient
+    find_services: Callable[[], Awaitable[Discovered]]
+    path: Path
+    services: int
+    halt_after_s: float
+    forget_state: bool = False
+
+    @property
+    def _aside(self) -> Path:
+        return self.path.with_name(self.path.name + ".fresh")
 
     async def unlock(self) -> Unlocked:
         """Raises `Halted`."""
-        backup, raw = _look(self._path, self._aside)
-        decision = await self._decide(backup, raw)
+        backup, raw = _look(self.path, self._aside)
+        decision, heard = await self._decide(backup, raw)
         match decision:
             case Restore():
-                return await self._restore(decision, raw)
+                return await self._restore(decision, raw, heard)
             case CreateFresh():
-                return await self._create(forgetting=decision.forgetting)
+                return await self._create(heard, forgetting=decision.forgetting)
             case Halt():
                 raise Halted(decision.reason)
 
-    async def _decide(self, backup: Backup, raw: bytes) -> Restore | CreateFresh | Halt:
-        """Asked again and again, while another answer is possible."""
+    async def _decide(
+        self, backup: Backup, raw: bytes
+    ) -> tuple[Restore | CreateFresh | Halt, int]:
+        """Asked again and again, while another answer is possible; and how many services there are."""
         decision: Restore | CreateFresh | Halt = Halt("escrow was not asked yet", retry=True)
-        waits = _waits()
-        with trio.move_on_after(self._halt_after_s):
+        waits, heard = _waits(), 0
+        with trio.move_on_after(self.halt_after_s):
             while True:
-                services = await self._find_services()
-                replies = await self._client.get_all(services)
-                escrow = sum_up([*replies.values()], lambda key: _open(key, raw))
-                if backup is Backup.ABSENT and any(c.opened for c in escrow.candidates):
-                    # A first start that got as far as escrow: what it wrote aside is the backup.
-                    backup = Backup.PRESENT
-                decision = decide(backup, escrow, forget_state=self._forget_state)
+                decision, heard = await self._decide_once(backup, raw)
                 if not isinstance(decision, Halt) or not decision.retry:
                     break
                 wait_s = next(waits)
                 log.warning("halted", reason=decision.reason, retry_s=wait_s)
                 await trio.sleep(wait_s)
-        log.info(
-            "escrow",
-            backup=backup.value,
-            decision=type(decision).__name__,
-            reason=decision.reason if isinstance(decision, Halt) else None,
-        )
-        return decision
+        log.info("escrow", backup=backup.value, decision=type(decision).__name__, services=heard)
+        return decision, heard
 
-    async def _restore(self, decision: Restore, raw: bytes) -> Unlocked:
-        identity, head = unseal_untrusted(decision.key, raw)
-        sealed = seal(decision.key, identity, head.number + 1)
-        write_whole(self._path, sealed)
-        keeper = self._keeper(decision.key, sealed, head.number + 1, decision.set_ids)
+    async def _decide_once(
+        self, backup: Backup, raw: bytes
+    ) -> tuple[Restore | CreateFresh | Halt, int]:
+        found = await self.find_services()
+        replies = await self.client.get_all(found.services)
+        unheard = len(found.silent) + max(0, self.services - len(found.services))
+        escrow = sum_up([*replies.values()], lambda key: _open(key, raw), unheard=unheard)
+        if backup is Backup.ABSENT and any(c.opened for c in escrow.candidates):
+            # A first start that got as far as escrow: what it wrote aside is the backup.
+            backup = Backup.PRESENT
+        return decide(backup, escrow, forget_state=self.forget_state), len(found.services)
+
+    async def _restore(self, decision: Restore, raw: bytes, heard: int) -> Unlocked:
+        inside, head = unseal_untrusted(decision.key, raw)
+        split = inside.split
+        if split.threshold == 1 and heard >= 3:
+            # Enough services have come for none of them to know the key.
+            split = make_split(decision.key, heard)
+        again = Sealed(inside.identity, split, head.number + 1)
+        sealed = seal(decision.key, again)
+        write_whole(self.path, sealed)
+        keeper = self._keeper(decision.key, split, sealed, again.number)
         await self._make_safe(keeper)
-        return Unlocked(identity, keeper)
+        return Unlocked(inside.identity, keeper)
 
-    async def _create(self, *, forgetting: bool) -> Unlocked:
-        key, identity = DiskKey.generate(), SecretKey.generate()
-        sealed = seal(key, identity, 1)
+    async def _create(self, heard: int, *, forgetting: bool) -> Unlocked:
+        key = DiskKey.generate()
+        fresh = Sealed(SecretKey.generate(), make_split(key, heard), 1)
+        sealed = seal(key, fresh)
         write_whole(self._aside, sealed)
-        keeper = self._keeper(key, sealed, 1, frozenset(), forget=forgetting)
+        keeper = self._keeper(key, fresh.split, sealed, fresh.number, forget=forgetting)
         await self._make_safe(keeper)
-        self._aside.rename(self._path)
-        return Unlocked(identity, keeper)
+        self._aside.rename(self.path)
+        return Unlocked(fresh.identity, keeper)
 
     def _keeper(
-        self,
-        key: DiskKey,
-        sealed: bytes,
-        number: int,
-        known_sets: frozenset[str],
-        *,
-        forget: bool = False,
+        self, key: DiskKey, split: Split, sealed: bytes, number: int, *, forget: bool = False
     ) -> Keeper:
         head = Head(number, digest_of(sealed))
-        return Keeper(
-            self._client, self._find_services, key, head, known_sets=known_sets, forget=forget
-        )
+        return Keeper(self.client, self.find_services, key, split, head, forget=forget)
 
     async def _make_safe(self, keeper: Keeper) -> None:
         """Nobody is served while our key is in this memory alone."""
         done: Refreshed | None = None
         waits = _waits()
-        with trio.move_on_after(self._halt_after_s):
+        with trio.move_on_after(self.halt_after_s):
             while True:
                 done = await keeper.refresh()
                 if done.is_safe:
                     log.info("escrow holds our key", services=list(done.stored))
                     return
-                log.warning("escrow does not hold our key yet", failed=list(done.failed))
+                log.warning("escrow does not hold our key yet", reason=_why_unsafe(done))
                 await trio.sleep(next(waits))
-        conflicts = f"; held by another key: {', '.join(done.conflicts)}" if done else ""
-        raise Halted(f"no escrow service took our key{conflicts}")
+        raise Halted(_why_unsafe(done) if done is not None else "escrow does not answer in time")
+
+
+def _why_unsafe(done: Refreshed) -> str:
+    told = [f"{done.members} of the {done.needed} escrow services needed keep our key"]
+    if done.failed:
+        told.append(f"not stored by {', '.join(done.failed)}")
+    if done.conflicts:
+        told.append(f"something else, or newer, is held by {', '.join(done.conflicts)}")
+    return "; ".join(told)
 
 
 def _waits() -> Iterator[float]:
@@ -152,8 +160,8 @@ def _look(path: Path, aside: Path) -> tuple[Backup, bytes]:
     try:
         if not path.exists() and aside.exists():
             # Worth something only if escrow has the key to it.
-            return Backup.ABSENT, aside.read_bytes()
-        return Backup.PRESENT, path.read_bytes()
+            return Backup.ABSENT, read_bounded(aside, MAX_BYTES)
+        return Backup.PRESENT, read_bounded(path, MAX_BYTES)
     except FileNotFoundError:
         return Backup.ABSENT, b""
     except OSError as error:

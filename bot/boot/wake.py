@@ -13,30 +13,40 @@ import structlog
 
 from bot.adapters.nsm import NsmAttester, open_transport
 from bot.adapters.relay_events import RelayEvents
-from bot.boot.identity import load_key
+from bot.boot.identity import load_key, read_bounded
 from bot.boot.standing import (
     NotProduction,
     ParentMeta,
     ReleasePolicy,
     Standing,
+    env_for,
     judge_parent,
     load_release_policy,
     parse_meta_untrusted,
 )
-from bot.boot.unlock import Halted, Unlocker
-from bot.config import Config, ConfigError
+from bot.boot.unlock import Halted, Unlocked, Unlocker
+from bot.config import AttestationConfig, Config, ConfigError
 from handlers.ports import Clock
 from handlers.proof import Proof
 from keycrux_client.client import EscrowClient
-from keycrux_client.discovery import Service, Trust, discover
+from keycrux_client.discovery import Discovered, Trust, discover
 from keycrux_client.protocol import Credentials, EscrowPolicy
 from keycrux_client.refresh import Keeper
 from nips.anchor import AWS_NITRO_ROOT_G1, Anchor, development_anchor
 from nips.attestation import Verifier
+from nips.env import Env
 from nips.errors import BadInput
 from nips.keys import SecretKey
+from nips.nec01 import build_root, verify_root
 
 log = structlog.get_logger()
+MAX_META_BYTES = 1 << 20
+# Whose escrow is good enough for whom: never one that more people can look into than into us.
+_ENVS = {
+    Env.PROD: frozenset({Env.PROD}),
+    Env.DEV: frozenset({Env.PROD, Env.DEV}),
+    Env.DEBUG: frozenset(Env),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,17 @@ class Awake:
     announce_urls: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """Where we woke up: the module, the root that it must lead to, what the image says, the way out."""
+
+    attester: NsmAttester
+    verifier: Verifier
+    policy: ReleasePolicy
+    events: RelayEvents
+    clock: Clock
+
+
 async def wake(
     config: Config,
     events: RelayEvents,
@@ -61,26 +82,33 @@ async def wake(
     """Raises `Halted`, `NsmUnusable`, `ConfigError` with what must be done."""
     place = config.attestation
     if place.nsm is None:
-        if config.escrow.repo:
-            raise ConfigError("[escrow] needs [attestation] nsm: nobody else can ask for our key")
         return Awake(load_key(config.server.state_dir / "instance.key"))
-    attester = NsmAttester(open_transport(place.nsm))
-    verifier = Verifier(_anchor(place.development_root))
-    policy, meta = load_release_policy(), _meta(place.meta_file)
-    standing = await _judge(attester, verifier, policy, meta, clock)
-    if config.escrow.repo:
-        relay_urls = config.escrow.relays or (*own_urls, *config.relays.urls)
-        unlocker = _unlocker(
-            config, events, attester, verifier, policy, standing, relay_urls, clock, forget_state
-        )
-        unlocked = await unlocker.unlock()
+    around = _look_around(place.nsm, place, events, clock)
+    meta = _meta(place.meta_file)
+    standing = await _judge(around, meta)
+    if around.policy.escrow.repo:
+        urls = config.escrow.relays or (*own_urls, *config.relays.urls)
+        unlocked = await _unlock(config, around, standing, urls, forget_state=forget_state)
         key, keeper = unlocked.identity, unlocked.keeper
     else:
-        key, keeper = load_key(config.server.state_dir / "instance.key"), None
-    proof = Proof(key, attester, verifier, standing.signatures, standing.env)
+        # Never from a file: what the parent could read, or have written, is not who we are.
+        key, keeper = SecretKey.generate(), None
+        log.warning("no key escrow: this identity ends with this process")
+    proof = Proof(key, around.attester, around.verifier, standing.signatures, standing.env)
     root = await proof.current(clock.now())
     log.info("attested", trust=root.attested.anchor.trust, env=root.env.value)
-    return Awake(key, proof, keeper, policy.repo, meta.relay_urls)
+    return Awake(key, proof, keeper, around.policy.repo, meta.relay_urls)
+
+
+def _look_around(
+    nsm: Path, place: AttestationConfig, events: RelayEvents, clock: Clock
+) -> Surroundings:
+    attester = NsmAttester(open_transport(nsm))
+    try:
+        policy = load_release_policy()
+    except BadInput as error:
+        raise ConfigError(str(error)) from error
+    return Surroundings(attester, Verifier(_anchor(place.development_root)), policy, events, clock)
 
 
 def _anchor(development_root: Path | None) -> Anchor:
@@ -99,24 +127,22 @@ def _meta(path: Path | None) -> ParentMeta:
     if path is None:
         return ParentMeta()
     try:
-        return parse_meta_untrusted(path.read_bytes())
+        return parse_meta_untrusted(read_bounded(path, MAX_META_BYTES))
     except (OSError, BadInput) as error:
         log.warning("the parent's meta is not used", reason=str(error))
         return ParentMeta()
 
 
-async def _judge(
-    attester: NsmAttester,
-    verifier: Verifier,
-    policy: ReleasePolicy,
-    meta: ParentMeta,
-    clock: Clock,
-) -> Standing:
+async def _judge(around: Surroundings, meta: ParentMeta) -> Standing:
     # Any key will do to look at ourselves; our own is not known yet.
-    key = SecretKey.generate()
-    document = await attester.document(public_key=bytes.fromhex(key.pubkey))
+    key, now = SecretKey.generate(), around.clock.now()
+    document = await around.attester.document(public_key=bytes.fromhex(key.pubkey))
     try:
-        standing = judge_parent(meta, policy, document, key, verifier, clock.now())
+        attested = around.verifier.verify(document, now)
+        env = env_for(attested, prod=meta.prod)
+        event = build_root(key, document, env, attested.not_after, now)
+        root = verify_root(event.json.decode(), around.verifier, now)
+        standing = judge_parent(meta, around.policy, root, key, around.verifier, now)
     except (NotProduction, BadInput) as error:
         raise Halted(str(error)) from error
     for reason in standing.refused:
@@ -124,39 +150,43 @@ async def _judge(
     return standing
 
 
-def _unlocker(
+async def _unlock(
     config: Config,
-    events: RelayEvents,
-    attester: NsmAttester,
-    verifier: Verifier,
-    policy: ReleasePolicy,
+    around: Surroundings,
     standing: Standing,
     relay_urls: Sequence[str],
-    clock: Clock,
+    *,
     forget_state: bool,
-) -> Unlocker:
-    escrow = config.escrow
-    # A development root vouches for debug and nothing else; naming it is allowing that.
-    allow_debug = escrow.allow_debug or verifier.anchor.is_development
-    trust = Trust(escrow.repo, frozenset(escrow.maintainers), allow_debug)
+) -> Unlocked:
+    policy, escrow = around.policy, around.policy.escrow
+    trust = Trust(escrow.repo, frozenset(escrow.maintainers), _ENVS[standing.env])
 
-    async def find_services() -> Sequence[Service]:
-        found = await discover(events, relay_urls, trust, verifier, clock.now())
-        for pubkey, verdict in found.refused:
-            log.warning("an escrow service is not believed", service=pubkey, why=verdict.reason)
-        return found.services
+    async def find_services() -> Discovered:
+        found = await discover(
+            around.events, relay_urls, trust, around.verifier, around.clock.now()
+        )
+        for pubkey, reason in found.refused:
+            log.warning("an escrow service is not believed", service=pubkey, why=reason)
+        return found
 
-    try:
-        terms = EscrowPolicy(policy.repo, policy.maintainers)
-    except ValueError as error:
-        raise ConfigError(f"release.json of this image: {error}") from error
-    if not policy.maintainers:
-        raise ConfigError("release.json of this image names nobody who could sign the next one")
     credentials = Credentials(policy.repo, standing.signatures.releases)
-    return Unlocker(
-        EscrowClient(events, attester, clock, credentials, terms),
+    client = EscrowClient(
+        around.events, around.attester, around.clock, credentials, _terms(policy)
+    )
+    return await Unlocker(
+        client,
         find_services,
         config.server.state_dir / "identity.sealed",
-        halt_after_s=escrow.halt_after_s,
-        forget_state=forget_state,
-    )
+        escrow.services,
+        config.escrow.halt_after_s,
+        forget_state,
+    ).unlock()
+
+
+def _terms(policy: ReleasePolicy) -> EscrowPolicy:
+    if not policy.repo or not policy.maintainers:
+        raise ConfigError(
+            "release.json of this image names no repo, or nobody who could sign the next version: "
+            "nobody could get the key back for it"
+        )
+    return EscrowPolicy(policy.repo, policy.maintainers)

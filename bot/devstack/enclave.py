@@ -52,11 +52,7 @@ class Enclave:
                 "nsm": str(self.folder / "nsm.sock"),
                 "development_root": str(self.root),
                 "meta_file": str(self.folder / "meta.json"),
-            },
-            "escrow": {
-                "repo": ESCROW_SOURCE,
-                "maintainers": [self.escrow_people.maintainer.pubkey],
-            },
+            }
         }
 
     async def start(self, *, signed: bool = True) -> None:
@@ -157,10 +153,14 @@ async def found_enclave(on: Ground, config: Path, relay_url: str) -> Enclave:
     folder, now = on.place.folder, SystemClock().now()
     load_authority(folder / "authority", now)
     people = People.invent(SOURCE, INSTANCE_ID, now)
-    image = await trio.to_thread.run_sync(
-        build_image, folder / "image-1", SOURCE, [people.maintainer.pubkey]
-    )
     escrow_people = People.invent(ESCROW_SOURCE, ESCROW_INSTANCE_ID, now)
+    escrow = {"repo": ESCROW_SOURCE, "signer_pubkeys": [escrow_people.maintainer.pubkey]}
+    policy = {
+        "repo": SOURCE,
+        "signer_pubkeys": [people.maintainer.pubkey],
+        "escrow": escrow | {"services": 1},
+    }
+    image = await trio.to_thread.run_sync(build_image, folder / "image-1", policy)
     return Enclave(on, config, relay_url, people, escrow_people, image)
 
 

@@ -1,7 +1,7 @@
 """DEVELOPMENT ONLY. The image to be, as a folder: what the wheel holds, measured like an enclave's image.
 
 The wheel is what gets into an enclave, so ``bot/devstack`` is not in it. ``release.json`` names the
-maintainers of this development world. `Release` makes what the parent hands over: signatures over it.
+maintainers and the escrow of this development world. `People` make what the parent hands over.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -27,7 +28,7 @@ from nips.nec05 import build_release_signature
 REPO = Path(__file__).resolve().parents[2]
 
 
-def build_image(folder: Path, repo: str, maintainers: list[str]) -> Path:
+def build_image(folder: Path, policy: dict[str, Any]) -> Path:
     """The wheel, unpacked, with its release policy filled in."""
     wheels = folder.with_name(f"{folder.name}-wheel")
     subprocess.run(
@@ -36,7 +37,6 @@ def build_image(folder: Path, repo: str, maintainers: list[str]) -> Path:
     )  # fmt: skip
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         wheel.extractall(folder)
-    policy = {"repo": repo, "signer_pubkeys": maintainers}
     (folder / "bot/release.json").write_text(json.dumps(policy))
     return folder
 

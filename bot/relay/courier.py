@@ -1,17 +1,17 @@
 """One visit to one relay: bring it an event, ask it for events, or send a request and wait for the reply.
 
-No lasting connection, no key of ours. Strangers name such relays (zappers, images, services), so by default
-they are dialled only at public addresses, and they learn nothing but what they are told. What they
-send is bounded in size, number and time, checked for id and signature, and must be what was asked for.
+No lasting connection, no key of ours. Strangers name such relays (zappers, images, services), so callers pass
+`resolve_public`, and None only for relays of the operator's own. They learn nothing but what they are told.
+What they send is bounded in size, number and time, checked for id and signature, and must be what was asked for.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from math import inf
 
 import httpcore
 import trio
 
-from bot.adapters.guarded_network import resolve_public
 from bot.relay.websocket import FindAddress, Websocket, WebsocketGone, connect
 from nips import nip01
 from nips.errors import BadInput, BadMessage
@@ -28,9 +28,7 @@ _UNREACHABLE = (BadInput, WebsocketGone, httpcore.ConnectError)
 Messages = AsyncGenerator[nip01.RelayMessage, None]
 
 
-async def bring(
-    event: Event, url: str, *, find_address: FindAddress | None = resolve_public
-) -> bool:
+async def bring(event: Event, url: str, *, find_address: FindAddress | None) -> bool:
     """Whether the relay took it. False for anything else; never raises for what the relay does."""
     try:
         with trio.move_on_after(TOTAL_S):
@@ -48,29 +46,31 @@ async def fetch(
     url: str,
     filters: Sequence[Filter],
     *,
-    find_address: FindAddress | None = resolve_public,
+    find_address: FindAddress | None,
     within_s: float = FETCH_S,
-) -> list[Event] | None:
-    """What the relay has stored for these filters, or None when it cannot be asked."""
+) -> tuple[list[Event], bool]:
+    """What the relay has stored for these filters, and whether it said that this is all."""
     found: dict[str, Event] = {}
     try:
-        with trio.fail_after(within_s):
+        with trio.move_on_after(within_s):
             async with _visit(url, find_address) as (websocket, messages):
                 websocket.send(nip01.encode_req("fetch", filters))
                 async for message in messages:
                     match message:
                         case nip01.EventMessage(_, event) if _is_wanted(event, filters):
                             found[event.id] = event
-                        case nip01.EoseMessage() | nip01.ClosedMessage():
-                            return list(found.values())
+                        case nip01.EoseMessage():
+                            return list(found.values()), True
+                        case nip01.ClosedMessage():
+                            break
                         case _:
                             pass
                     if len(found) >= MAX_EVENTS:
-                        return list(found.values())
-    except* (*_UNREACHABLE, trio.TooSlowError):
+                        break
+    except* _UNREACHABLE:
         pass
-    # Late or cut off, it is still worth what it said before.
-    return list(found.values()) or None
+    # Late, cut off or flooded, it is still worth what it said before.
+    return list(found.values()), False
 
 
 async def ask(
@@ -79,10 +79,14 @@ async def ask(
     answers: Filter,
     is_reply: Callable[[Event], bool],
     *,
-    find_address: FindAddress | None = resolve_public,
+    find_address: FindAddress | None,
     within_s: float = TOTAL_S,
+    repeat_s: float | None = REPEAT_S,
 ) -> Event | None:
-    """Publish a request and wait for its reply (ephemeral kinds); None when none comes in time."""
+    """Publish a request and wait for its reply (ephemeral kinds); None when none comes in time.
+
+    ``repeat_s``: how often it is said again, None for once.
+    """
     try:
         with trio.move_on_after(within_s):
             async with _visit(url, find_address) as (websocket, messages):
@@ -92,7 +96,7 @@ async def ask(
                     async for message in messages:
                         match message:
                             case nip01.EoseMessage():
-                                nursery.start_soon(_repeat, websocket, request)
+                                nursery.start_soon(_repeat, websocket, request, repeat_s)
                             case nip01.EventMessage(_, event):
                                 if _is_wanted(event, [answers]) and is_reply(event):
                                     nursery.cancel_scope.cancel()
@@ -105,11 +109,11 @@ async def ask(
     return None
 
 
-async def _repeat(websocket: Websocket, request: Event) -> None:
+async def _repeat(websocket: Websocket, request: Event, every_s: float | None) -> None:
     """Ephemeral events reach only who listens at that moment: a service that just restarted does not."""
     while True:
         websocket.send(nip01.encode_publish(request))
-        await trio.sleep(REPEAT_S)
+        await trio.sleep(inf if every_s is None else every_s)
 
 
 @asynccontextmanager
