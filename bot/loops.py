@@ -7,7 +7,7 @@ import trio
 
 from bot.outbox import drain
 from bot.parts import App
-from handlers.announce import announce_again_in_s, instance_events, queue_container_events
+from handlers.announce import instance_events, queue_container_events
 from handlers.charge import tick
 from handlers.context import Context
 from handlers.domain.plan import Do
@@ -161,9 +161,10 @@ async def _announce_instance(app: App) -> None:
         try:
             now_held = await app.ctx.store.read(lambda tx: tx.held_units())
             if now_held != held or trio.current_time() >= due:
-                for event in await instance_events(app.ctx):
+                events, again_in_s = await instance_events(app.ctx)
+                due = trio.current_time() + again_in_s
+                for event in events:
                     await app.outlet.deliver(event, urls)
-                due = trio.current_time() + await announce_again_in_s(app.ctx)
                 held = now_held
         except Exception:
             log.exception("loop failed", loop="announce instance")

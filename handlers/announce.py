@@ -26,8 +26,9 @@ HOURLY_S = 3_600
 _TOLD_AGAIN = frozenset({State.DEPLOYED, State.PAUSED, State.SHELVED})
 
 
-async def instance_events(ctx: Context) -> list[Event]:
-    """13793, kind 0, 10002 and 10050 of the instance, as things are now."""
+async def instance_events(ctx: Context) -> tuple[list[Event], int]:
+    """13793, kind 0, 10002 and 10050 of the instance, and in how many seconds to announce again: hourly,
+    and before the attestation ends that is announced here."""
     held = await ctx.store.read(lambda tx: tx.held_units())
     root = await current_root(ctx)
     now, places, policy = ctx.clock.now(), ctx.places, ctx.policy
@@ -45,25 +46,20 @@ async def instance_events(ctx: Context) -> list[Event]:
         units_total=policy.capacity.total_units,
     )
     signatures = ctx.proof.signatures if ctx.proof is not None else Signatures()
-    return [
+    events = [
         build_announcement(ctx.key, facts, root, signatures, now),
         build_profile(ctx.key, name=places.name, about=places.about, lud16=None, now=now),
         build_relay_list(ctx.key, places.relay_urls, now),
         build_dm_relay_list(ctx.key, places.relay_urls, now),
     ]
+    if root is None:
+        return events, HOURLY_S
+    return events, max(60, min(HOURLY_S, root.attested.not_after - now - MARGIN_S))
 
 
 async def current_root(ctx: Context) -> Root | None:
     """Our attestation, or None outside of an enclave."""
     return await ctx.proof.current(ctx.clock.now()) if ctx.proof is not None else None
-
-
-async def announce_again_in_s(ctx: Context) -> int:
-    """Hourly, and before the attestation ends that was announced."""
-    root = await current_root(ctx)
-    if root is None:
-        return HOURLY_S
-    return max(60, min(HOURLY_S, root.attested.not_after - ctx.clock.now() - MARGIN_S))
 
 
 async def queue_container_events(ctx: Context) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from bot.adapters.relay_events import Found
 from bot.devstack.keycrux import KeycruxService
 from bot.devstack.keycrux_book import KeycruxBook
 from bot.devstack.nsm import DevNsm
@@ -9,9 +10,11 @@ from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Trust, discover
 from keycrux_client.protocol import Credentials, EscrowPolicy
 from keycrux_client.refresh import Keeper
+from keycrux_client.shares import encode, make_split, to_store
 from nips import kinds
 from nips.anchor import Anchor
 from nips.attestation import Pcrs, Verifier
+from nips.env import Env
 from nips.event import sign_event
 from nips.keys import SecretKey
 from nips.nec02 import proof_tags
@@ -41,10 +44,12 @@ class Lane:
     announcements: list = field(default_factory=list)
     services: dict = field(default_factory=dict)
     tamper: object = None
+    silent: tuple = ()
     requests: list = field(default_factory=list)
 
-    async def find(self, filters, relay_urls):
-        return [e for e in self.announcements if any(f.matches(e) for f in filters)]
+    async def search(self, filters, relay_urls):
+        found = [e for e in self.announcements if any(f.matches(e) for f in filters)]
+        return Found(tuple(found), self.silent)
 
     async def ask(self, url, request, answers, is_reply, within_s):
         (target,) = request.tag_values("p")
@@ -71,12 +76,10 @@ class World:
 
     @property
     def trust(self):
-        return Trust(ESCROW_REPO, frozenset({self.maintainer.pubkey}), allow_debug=True)
+        return Trust(ESCROW_REPO, frozenset({self.maintainer.pubkey}), frozenset(Env))
 
     def add_service(self, **enclave):
         """An attested service that announces itself; its pubkey."""
-        from nips.env import Env
-
         options = {"hardware": DEV, "env": Env.DEBUG, "signs_for": Env.DEV, "repo": ESCROW_REPO,
                    "maintainers": [self.maintainer], "image": "keycrux"} | enclave  # fmt: skip
         home = Enclave(**options)
@@ -98,8 +101,7 @@ class World:
         return home.key.pubkey
 
     async def find_services(self):
-        found = await discover(self.lane, ["wss://x"], self.trust, self.verifier, self.clock.now())
-        return found.services
+        return await discover(self.lane, ["wss://x"], self.trust, self.verifier, self.clock.now())
 
     def code(self, image="image", maintainers=None, machine="i-1", signed_by=None):
         """An enclave's code on a machine: measurements, who may sign for it, who did."""
@@ -126,8 +128,17 @@ class Code:
             world.lane, self.attester, world.clock, Credentials(repo, releases), policy
         )
 
-    def keeper(self, key, head, **options):
-        return Keeper(self.client, self.world.find_services, key, head, **options)
+    def keeper(self, key, head, split=None, **options):
+        split = split or make_split(key, len(self.world.books))
+        return Keeper(self.client, self.world.find_services, key, split, head, **options)
 
     async def get_all(self):
-        return list((await self.client.get_all(await self.world.find_services())).values())
+        found = await self.world.find_services()
+        return list((await self.client.get_all(found.services)).values())
+
+
+def texts(key, head, services, split=None):
+    """What so many services keep of one key."""
+    split = split or make_split(key, services)
+    shared = split.threshold > 1
+    return [encode(to_store(key, split, n if shared else 0, head)) for n in range(services)]

@@ -68,7 +68,7 @@ async def relay_of(world, *, answers=True, tamper=None):
 
         server.listen(listener)
         port = await nursery.start(server.serve, "127.0.0.1", 0)
-        for event in await instance_events(world.ctx):
+        for event in (await instance_events(world.ctx))[0]:
             server.publish(event)
         await publish_containers(world, server)
         yield server, f"ws://127.0.0.1:{port}"

@@ -4,7 +4,6 @@ root → region (20 days) → zone (6 days) → instance (1 day) → leaf (3 hou
 it is; the root lives 30 days; its key never leaves this machine and is never committed.
 """
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,12 +19,14 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from bot.boot.identity import write_whole
 from nips.keys import SecretKey
 from nips.nip19 import npub
 
 LABEL = "DEVELOPMENT ONLY - NOT ATTESTED BY AWS"
 ROOT_DAYS = 30
 LEAF_S = 3 * 3600
+CHAIN_S = 20 * 3600
 _CAS = (("region.dev.invalid", 2, 20), ("zonal.dev.invalid", 1, 6), ("i-dev.dev.invalid", 0, 1))
 
 
@@ -42,10 +43,14 @@ class Signer:
 
 
 class DevAuthority:
-    """The chain above the leaves. ``now``: Unix seconds."""
+    """The chain above the leaves, made anew before its shortest-lived part ends. ``now``: Unix seconds."""
 
     def __init__(self, now: int, root: Signer | None = None) -> None:
         self.root = root or make_root(now)
+        self._make_chain(now)
+
+    def _make_chain(self, now: int) -> None:
+        self._made_at = now
         self.cas = [self.root]
         for name, path_length, days in _CAS:
             self.cas.append(issue_ca(self.cas[-1], name, path_length, days, now))
@@ -55,6 +60,8 @@ class DevAuthority:
         return [ca.der for ca in self.cas]
 
     def leaf(self, module_id: str, now: int) -> Signer:
+        if now - self._made_at > CHAIN_S:
+            self._make_chain(now)
         return issue_leaf(self.cas[-1], f"{module_id}.dev.invalid", now)
 
 
@@ -70,9 +77,7 @@ def load_authority(folder: Path, now: int) -> DevAuthority:
     root = make_root(now)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     pem = root.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    key_file.unlink(missing_ok=True)
-    with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(pem)
+    write_whole(key_file, pem)
     root_file.write_bytes(root.certificate.public_bytes(Encoding.PEM))
     return DevAuthority(now, root)
 

@@ -44,11 +44,13 @@ class KeycruxService:
         self.key = key
         self._book, self._verifier, self._clock = book, verifier, clock
         self._seen: set[str] = set()
-        self._started_at_ms = clock.now() * 1_000
+        self._started_at = clock.now()
 
     def answer(self, event: Event) -> Event | None:
         """The reply, once per request; None for what is not one."""
-        if event.id in self._seen:
+        # Old ones may be replays from before a restart, when what was seen was known.
+        fresh = abs(event.created_at - self._now) <= WINDOW_S
+        if event.id in self._seen or not fresh or event.created_at < self._started_at:
             return None
         self._seen.add(event.id)
         try:
@@ -66,24 +68,25 @@ class KeycruxService:
 
     def _reply(self, event: Event, request: RpcRequest) -> RpcReply:
         try:
-            result = self._result(event.pubkey, request.method, request.params)
+            result = self._result(event, request.method, request.params)
         except (KeycruxError, BadInput) as error:
             return RpcReply(request.rpc_id, None, str(error))
         return RpcReply(request.rpc_id, result, None)
 
-    def _result(self, pubkey: str, method: str, params: dict[str, Any]) -> object:
+    def _result(self, event: Event, method: str, params: dict[str, Any]) -> object:
         match method:
             case "ping":
                 return "pong"
             case "status":
-                return self._book.status(self._started_at_ms)
+                return self._book.status(self._started_at * 1_000)
             case "has":
                 return self._book.has(params, self._now)
             case "set" | "get":
                 attested = self._verifier.verify(_document(params), self._now)
-                check_public_key(attested, pubkey)
-                work = self._book.set if method == "set" else self._book.get
-                return work(attested.pcrs, params, self._now)
+                check_public_key(attested, event.pubkey)
+                if method == "get":
+                    return self._book.get(attested.pcrs, params, self._now)
+                return self._book.set(attested.pcrs, params, event.created_at, self._now)
             case _:
                 raise KeycruxError("Invalid method")
 

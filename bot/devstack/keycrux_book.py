@@ -18,7 +18,7 @@ from nips.nec05 import verify_release_signature
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS held (
     measured TEXT PRIMARY KEY, pcr4 TEXT NOT NULL, debug INTEGER NOT NULL,
-    data TEXT NOT NULL, policy TEXT NOT NULL, expires_at INTEGER NOT NULL);
+    data TEXT NOT NULL, policy TEXT NOT NULL, asked_at INTEGER NOT NULL, expires_at INTEGER NOT NULL);
 """
 Json = dict[str, Any]
 
@@ -34,7 +34,8 @@ class KeycruxBook:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript(_SCHEMA)
 
-    def set(self, pcrs: Pcrs, params: Json, now: int) -> str:
+    def set(self, pcrs: Pcrs, params: Json, asked_at: int, now: int) -> str:
+        """``asked_at``: when the request was signed. One that was held up must not undo a later one."""
         data, policy, given = params.get("data"), params.get("policy"), params.get("input")
         if not isinstance(data, str) or not 0 < len(data) < MAX_DATA:
             raise KeycruxError("Invalid request")
@@ -44,8 +45,13 @@ class KeycruxBook:
             raise KeycruxError("No input for policy")
         if not _fulfils(pcrs, policy, given):
             raise KeycruxError("Policy check failed")
-        row = (_measured(pcrs), pcrs.hex(4), pcrs.is_debug, data, json.dumps(policy), now + LIFE_S)
-        self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?)", row)
+        earlier = "SELECT 1 FROM held WHERE measured = ? AND asked_at > ?"
+        if self._db.execute(earlier, (_measured(pcrs), asked_at)).fetchone() is not None:
+            raise KeycruxError("Outdated request")
+        row = (
+            _measured(pcrs), pcrs.hex(4), pcrs.is_debug, data, json.dumps(policy), asked_at, now + LIFE_S,
+        )  # fmt: skip
+        self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return "ok"
 
     def get(self, pcrs: Pcrs, params: Json, now: int) -> str:
@@ -55,7 +61,9 @@ class KeycruxBook:
         if found is not None:
             return str(found[0])
         given = params.get("input")
-        same_machine = "SELECT data, policy FROM held WHERE pcr4 = ? AND debug = ?"
+        same_machine = (
+            "SELECT data, policy FROM held WHERE pcr4 = ? AND debug = ? ORDER BY asked_at DESC"
+        )
         for data, policy in self._db.execute(same_machine, (pcrs.hex(4), pcrs.is_debug)):
             if isinstance(given, dict) and _fulfils(pcrs, json.loads(policy), given):
                 return str(data)

@@ -4,19 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.boot.sealed import BadSeal, digest_of, seal, unseal_untrusted
-from keycrux_client.shares import DiskKey, Head
+from bot.boot.sealed import MAX_BYTES, BadSeal, Sealed, digest_of, seal, unseal_untrusted
+from keycrux_client.shares import DiskKey, Head, make_split
 from nips.keys import SecretKey
 
 KEY, IDENTITY = DiskKey(b"k" * 32), SecretKey.generate()
-SEALED = seal(KEY, IDENTITY, 7)
+INSIDE = Sealed(IDENTITY, make_split(KEY, 3), 7)
+SEALED = seal(KEY, INSIDE)
 
 
 def test_what_is_sealed_opens_with_its_key_and_tells_its_head():
-    assert (IDENTITY, Head(7, digest_of(SEALED))) == unseal_untrusted(KEY, SEALED)
+    assert (INSIDE, Head(7, digest_of(SEALED))) == unseal_untrusted(KEY, SEALED)
+    assert len(SEALED) < MAX_BYTES
     assert IDENTITY.reveal_secret() not in SEALED
     assert IDENTITY.reveal_secret().hex().encode() not in SEALED
-    assert seal(KEY, IDENTITY, 7) != SEALED
+    assert seal(KEY, INSIDE) != SEALED
 
 
 def test_every_byte_counts_and_no_other_key_opens_it():

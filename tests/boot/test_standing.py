@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from bot.boot.standing import (
     BadMeta,
+    EscrowTrust,
     NotProduction,
     ParentMeta,
     ReleasePolicy,
+    env_for,
     judge_parent,
     load_release_policy,
     parse_meta_untrusted,
@@ -44,16 +46,22 @@ def meta_of(enclave, *, prod=True, **changes):
 
 def judge(enclave, meta, policy=None):
     policy = policy or policy_of(enclave)
-    return judge_parent(meta, policy, enclave.document(), enclave.key, enclave.verifier, NOW)
+    env, enclave.env = enclave.env, env_for(attested(enclave), prod=meta.prod)
+    root, enclave.env = enclave.root(), env
+    return judge_parent(meta, policy, root, enclave.key, enclave.verifier, NOW)
+
+
+def attested(enclave):
+    return enclave.verifier.verify(enclave.document(), NOW)
 
 
 def test_an_honest_parent_makes_production(enclave):
-    standing = judge(enclave, meta_of(enclave))
+    meta = meta_of(enclave)
+    standing = judge(enclave, meta)
     assert (Env.PROD, ()) == (standing.env, standing.refused)
-    assert (
-        enclave.signatures().releases == tuple(e for e in standing.signatures.releases)
-        or len(standing.signatures.releases) == 2
-    )
+    assert (meta.builder, meta.launcher, meta.releases) == (
+        standing.signatures.builder, standing.signatures.launcher, standing.signatures.releases,
+    )  # fmt: skip
 
 
 def test_without_a_claim_it_is_dev_and_needs_nothing(enclave):
@@ -135,19 +143,29 @@ def test_the_checkouts_own_release_policy_names_nobody():
     assert ReleasePolicy("", ()) == load_release_policy()
 
 
+ONE, TWO = SecretKey.generate().pubkey, SecretKey.generate().pubkey
+GOOD = {
+    "repo": "r",
+    "signer_pubkeys": [ONE],
+    "escrow": {"repo": "e", "signer_pubkeys": [TWO], "services": 2},
+}
+
+
 @pytest.mark.parametrize(
     "text",
-    [
-        "{}",
-        "[]",
-        "1",
-        '{"repo": 1, "signer_pubkeys": []}',
-        '{"repo": "x", "signer_pubkeys": ["zz"]}',
-    ],
-)
+    ["", "{", "{}", "[]", "1", *(json.dumps(GOOD | change) for change in (
+        {"repo": 1}, {"signer_pubkeys": ["zz"]}, {"signer_pubkeys": [ONE] * 2}, {"escrow": {}}, {"escrow": None},
+        {"escrow": GOOD["escrow"] | {"services": 0}}, {"escrow": GOOD["escrow"] | {"signer_pubkeys": [1]}},
+    ))],
+)  # fmt: skip
 def test_a_release_policy_that_is_none(text):
     with pytest.raises(BadMeta):
         load_release_policy(text)
+
+
+def test_a_release_policy_names_maintainers_and_escrow():
+    policy = load_release_policy(json.dumps(GOOD))
+    assert ReleasePolicy("r", (ONE,), EscrowTrust("e", (TWO,), 2)) == policy
 
 
 def test_what_the_parent_hands_over_is_parsed(enclave):
@@ -161,7 +179,7 @@ def test_what_the_parent_hands_over_is_parsed(enclave):
     ) == parse_meta_untrusted(text)
     assert ParentMeta() == parse_meta_untrusted("{}")
     assert not parse_meta_untrusted('{"prod": "yes"}').prod
-    for bad in ("", "[]", '{"build": 1}', '{"releases": {"a": 1}}', '{"instanceAnnounceRelays": [1]}', '{"releases": [1]}',
+    for bad in ("", "[]", "[" * 100_000, '{"build": 1}', '{"releases": {"a": 1}}', '{"instanceAnnounceRelays": [1]}', '{"releases": [1]}',
                 json.dumps({"releases": [signed.builder.as_dict()] * 17})):  # fmt: skip
         with pytest.raises(BadInput):
             parse_meta_untrusted(bad)

@@ -1,5 +1,6 @@
 """Boot, kill, boot again: the identity survives, is never forked, and is never made anew by mistake."""
 
+import os
 import shutil
 
 import pytest
@@ -7,21 +8,21 @@ import trio
 
 import bot.boot.identity
 import bot.boot.unlock
-from bot.boot.sealed import seal
+from bot.boot.sealed import Sealed, seal
 from bot.boot.unlock import Halted, Unlocker
 from keycrux_client.protocol import Got
-from keycrux_client.shares import DiskKey, threshold_for
+from keycrux_client.shares import DiskKey, decode_untrusted, make_split, threshold_for
 from nips.keys import SecretKey
+
+KEY = DiskKey(b"k" * 32)
 
 
 class Killed(BaseException):
     """kill -9."""
 
 
-def unlocker(escrow, code, path, *, forget=False, patience=60):
-    return Unlocker(
-        code.client, escrow.find_services, path, halt_after_s=patience, forget_state=forget
-    )
+def unlocker(escrow, code, path, *, forget=False, patience=60, services=1):
+    return Unlocker(code.client, escrow.find_services, path, services, patience, forget)
 
 
 async def boot(escrow, code, path, **options):
@@ -99,7 +100,9 @@ async def test_the_parent_hides_the_backup(escrow, path, autojump_clock):
     assert other == await boot(escrow, code, path)
 
 
-@pytest.mark.parametrize("how", ["changed", "another key's", "empty", "a folder"])
+@pytest.mark.parametrize(
+    "how", ["changed", "another key's", "empty", "a folder", "a pipe", "a giant"]
+)
 async def test_the_parent_hands_over_something_else(escrow, path, autojump_clock, how):
     escrow.add_service()
     code = escrow.code()
@@ -110,9 +113,13 @@ async def test_the_parent_hands_over_something_else(escrow, path, autojump_clock
         case "changed":
             path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
         case "another key's":
-            path.write_bytes(seal(DiskKey.generate(), SecretKey.generate(), 99))
+            path.write_bytes(seal(KEY, Sealed(SecretKey.generate(), make_split(KEY, 1), 99)))
         case "empty":
             path.write_bytes(b"")
+        case "a pipe":
+            os.mkfifo(path)
+        case "a giant":
+            path.write_bytes(raw * 100)
         case _:
             path.mkdir()
     with pytest.raises(Halted):
@@ -137,10 +144,48 @@ async def test_one_silent_service_may_hold_our_key_so_nothing_is_made(
         await boot(escrow, escrow.code(), path)
 
 
+async def test_a_hidden_service_or_relay_may_hold_our_key_so_nothing_is_made(
+    escrow, path, autojump_clock
+):
+    """The parent shows us fewer services than the image asks for, or a relay that says nothing."""
+    escrow.add_service()
+    with pytest.raises(Halted, match="1 escrow services or their relays"):
+        await boot(escrow, escrow.code(), path, services=2)
+    escrow.lane.silent = ("wss://dead",)
+    with pytest.raises(Halted, match="1 escrow services or their relays"):
+        await boot(escrow, escrow.code(), path)
+    escrow.lane.silent = ()
+    assert await boot(escrow, escrow.code(), path)
+
+
+async def test_a_key_kept_whole_is_shared_once_there_are_services_enough(escrow, path):
+    escrow.add_service()
+    code = escrow.code()
+    identity = await boot(escrow, code, path)
+    for _ in range(2):
+        escrow.add_service()
+    assert identity == await boot(escrow, code, path)
+    thresholds = {decode_untrusted(reply.data).threshold for reply in await code.get_all()}
+    assert {2} == thresholds
+    assert identity == await boot(escrow, code, path)
+
+
+async def test_given_up_state_does_not_come_back_to_haunt_us(escrow, path, autojump_clock):
+    names = [escrow.add_service() for _ in range(2)]
+    code = escrow.code()
+    for _ in range(3):
+        await boot(escrow, code, path)
+    path.unlink()
+    away = escrow.lane.services.pop(names[0])
+    other = await boot(escrow, code, path, forget=True)
+    escrow.lane.services[names[0]] = away
+    assert other == await boot(escrow, code, path)
+
+
 async def test_nobody_is_served_while_no_service_takes_the_key(escrow, path, autojump_clock):
     escrow.add_service()
     # A policy that its own credentials do not fulfil: services refuse to store under it.
-    with pytest.raises(Halted, match="no escrow service took our key"):
+    with pytest.raises(Halted, match="0 of the 1 escrow services needed"):
         await boot(escrow, escrow.code(signed_by=[]), path)
     assert not path.exists()
 
@@ -185,7 +230,7 @@ async def crash_at(escrow, code, path, count, monkeypatch):
     return died
 
 
-@pytest.mark.parametrize("services", [1, 3])
+@pytest.mark.parametrize("services", [1, 2, 3, 4, 5])
 async def test_killed_at_every_step_of_a_restart(
     escrow, path, services, monkeypatch, autojump_clock, record_property
 ):

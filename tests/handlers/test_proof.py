@@ -8,7 +8,7 @@ import pytest
 
 from bot.devstack.engine import free_port
 from bot.http.server import serve
-from handlers.announce import announce_again_in_s, instance_events, queue_container_events
+from handlers.announce import instance_events, queue_container_events
 from handlers.domain.release import (
     Claim,
     Signed,
@@ -100,7 +100,7 @@ async def test_attest_over_http(world, nursery):
 
 async def test_what_we_announce_is_what_strangers_can_verify(world):
     proved(world)
-    announcement = (await instance_events(world.ctx))[0]
+    announcement = (await instance_events(world.ctx))[0][0]
     verdict, evidence = verify_announcement(announcement, HARDWARE.verifier, NOW, [DebugPolicy()])
     assert verdict.is_valid, verdict.reason
     assert Env.PROD is evidence.env
@@ -129,12 +129,12 @@ async def test_an_attestation_is_refreshed_before_it_ends(world):
     first = await world.ctx.proof.current(NOW)
     assert first is await world.ctx.proof.current(NOW + KEEP_S - 1)
     assert first is not await world.ctx.proof.current(NOW + KEEP_S)
-    assert 3_600 == await announce_again_in_s(world.ctx)
+    assert 3_600 == (await instance_events(world.ctx))[1]
     world.clock.unix = NOW + 3 * 3600 - 1_800
-    again = await announce_again_in_s(world.ctx)
+    _, again = await instance_events(world.ctx)
     assert 900 == again, "before what was announced ends"
     world.clock.unix = NOW + 3 * 3600 - 30
-    assert 60 == await announce_again_in_s(world.ctx)
+    assert 60 == (await instance_events(world.ctx))[1]
 
 
 async def test_a_document_of_ours_that_does_not_verify_is_shown_to_nobody(world):

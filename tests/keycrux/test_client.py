@@ -4,13 +4,14 @@ import pytest
 
 from bot.devstack.keycrux import KeycruxService
 from keycrux_client.protocol import EscrowPolicy, GetReply, Got, set_params
-from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, sum_up
-from keycrux_client.shares import DiskKey, Head, decode_untrusted, split
+from keycrux_client.recovery import Backup, CreateFresh, Halt, decide, sum_up
+from keycrux_client.shares import DiskKey, Head, decode_untrusted, make_split
 from nips import kinds
 from nips.env import Env
 from nips.event import sign_event
 from nips.keys import SecretKey
-from nips.rpc import RpcReply, build_reply
+from nips.rpc import RpcReply, build_reply, open_request_untrusted
+from tests.escrow import texts
 from tests.evidence import HARDWARE, NOW, ZERO, Enclave
 
 KEY, HEAD = DiskKey(b"k" * 32), Head(1, "aa")
@@ -63,7 +64,7 @@ async def test_signatures_over_other_code_open_nothing(escrow):
         escrow.lane, thief.attester, escrow.clock, first.client.credentials, thief.client.policy
     )
     assert [GetReply(Got.NONE)] == list(
-        (await stolen.get_all(await escrow.find_services())).values()
+        (await stolen.get_all((await escrow.find_services()).services)).values()
     )
 
 
@@ -75,8 +76,8 @@ async def test_debug_and_measured_code_do_not_share(escrow):
     open_client = debug.client.__class__(
         escrow.lane, debug.attester, escrow.clock, debug.client.credentials, policy
     )
-    (service,) = await escrow.find_services()
-    assert await open_client.set(service, split(KEY, HEAD, 1)[0])
+    (service,) = (await escrow.find_services()).services
+    assert await open_client.set(service, texts(KEY, HEAD, 1)[0])
     assert (0, 1) == await open_client.has(service, debug.pcrs[4].hex())
     measured = escrow.code("changed", debug.maintainers)
     assert [GetReply(Got.NONE)] == await measured.get_all()
@@ -107,45 +108,118 @@ async def test_an_older_self_does_not_overwrite_a_newer_head(escrow):
 async def test_garbage_that_a_service_holds_is_not_ours_to_overwrite(escrow):
     escrow.add_service()
     code = escrow.code()
-    (service,) = await escrow.find_services()
+    (service,) = (await escrow.find_services()).services
     assert await code.client.set(service, "AGE-SECRET-KEY-OF-AN-OLDER-VERSION")
     assert 1 == len((await code.keeper(KEY, HEAD).refresh()).conflicts)
     assert ["AGE-SECRET-KEY-OF-AN-OLDER-VERSION"] == [r.data for r in await code.get_all()]
 
 
-async def test_services_come_and_go_and_shares_follow(escrow):
+def shares(replies):
+    """Which part each service holds, those that hold one."""
+    values = [decode_untrusted(r.data) for r in replies if r.got is Got.HELD]
+    return [(value.set_id, value.index) for value in values]
+
+
+async def test_services_come_and_go_and_the_split_stays(escrow):
     names = [escrow.add_service() for _ in range(3)]
     code = escrow.code()
-    keeper = code.keeper(KEY, HEAD)
+    split = make_split(KEY, 3)
+    keeper = code.keeper(KEY, HEAD, split)
     assert 3 == len((await keeper.refresh()).stored)
-    shares = {decode_untrusted(r.data).set_id for r in await code.get_all()}
-    assert 3 == len((await keeper.refresh()).stored)
-    assert shares == {decode_untrusted(r.data).set_id for r in await code.get_all()}, (
-        "the same split"
-    )
+    first = shares(await code.get_all())
     lost = escrow.lane.services.pop(names[0])
-    assert names[0] in (await keeper.refresh()).failed
-    assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
-    escrow.lane.services[names[0]] = lost
-    escrow.add_service()
-    done = await keeper.refresh()
-    assert (4, ()) == (len(done.stored), done.conflicts)
-    assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
-
-
-async def test_a_key_restored_from_shares_is_kept_alive_without_conflicts(escrow):
-    names = [escrow.add_service() for _ in range(3)]
-    code = escrow.code()
-    await code.keeper(KEY, HEAD).refresh()
-    decision = decide(Backup.PRESENT, sight(await code.get_all()))
-    assert isinstance(decision, Restore)
-    hidden = escrow.lane.services.pop(names[2])
-    keeper = code.keeper(KEY, Head(2, "bb"), known_sets=decision.set_ids)
     assert (await keeper.refresh()).is_safe
-    # Its share is of the first split; alone it does not show whose it is, but we know that split.
-    escrow.lane.services[names[2]] = hidden
+    escrow.add_service()
+    assert (await keeper.refresh()).is_safe
+    escrow.lane.services[names[0]] = lost
     done = await keeper.refresh()
-    assert (3, ()) == (len(done.stored), done.conflicts)
+    assert (4, (), 4) == (len(done.stored), done.conflicts, done.members)
+    later = shares(await code.get_all())
+    assert {split.set_id} == {set_id for set_id, _ in later}
+    assert set(first) < set(later)
+    # Another life with the same split, which does not know who had what.
+    again = code.keeper(KEY, Head(2, "bb"), split)
+    assert (await again.refresh()).is_safe
+    assert sorted(later) == sorted(shares(await code.get_all()))
+
+
+async def test_two_services_with_the_same_part_are_told_apart_again(escrow):
+    names = [escrow.add_service() for _ in range(3)]
+    code, split = escrow.code(), make_split(KEY, 3)
+    hidden = escrow.lane.services.pop(names[2])
+    await code.keeper(KEY, HEAD, split).refresh()
+    others = {name: escrow.lane.services.pop(name) for name in names[:2]}
+    escrow.lane.services[names[2]] = hidden
+    await code.keeper(KEY, HEAD, split).refresh()
+    escrow.lane.services |= others
+    assert 2 == len(set(shares(await code.get_all())))
+    done = await code.keeper(KEY, HEAD, split).refresh()
+    assert (3, True) == (done.members, done.is_safe)
+
+
+async def test_a_value_gives_way_only_while_the_others_yield_the_key(escrow):
+    """From whole copies to shares: at every moment, whatever is lost, the key can be had."""
+    for _ in range(2):
+        escrow.add_service()
+    code = escrow.code()
+    await code.keeper(KEY, HEAD, make_split(KEY, 2)).refresh()
+    escrow.add_service()
+    split = make_split(KEY, 3)
+    sets = [0]
+
+    def drop_after(count):
+        def tamper(target, request, reply):
+            asked = open_request_untrusted(escrow.lane.services[target].key, request)
+            sets[0] += asked.method == "set"
+            return None if asked.method == "set" and sets[0] > count else reply
+
+        return tamper
+
+    for count in range(4):
+        sets[0], escrow.lane.tamper = 0, drop_after(count)
+        done = await code.keeper(KEY, Head(2 + count, "bb"), split).refresh()
+        escrow.lane.tamper = None
+        assert done.is_safe is (count == 3)
+        assert KEY in [c.key for c in sight(await code.get_all()).candidates], count
+    assert {split.set_id} == {set_id for set_id, _ in shares(await code.get_all())}
+
+
+async def test_too_few_services_are_not_safe_and_the_key_is_not_laid_open_for_them(escrow):
+    names = [escrow.add_service() for _ in range(3)]
+    code, split = escrow.code(), make_split(KEY, 3)
+    await code.keeper(KEY, HEAD, split).refresh()
+    for name in names[:2]:
+        escrow.lane.services.pop(name)
+    done = await code.keeper(KEY, Head(2, "bb"), split).refresh()
+    assert (False, 1, 2) == (done.is_safe, done.members, done.needed)
+    assert all(KEY.secret.hex() not in reply.data for reply in await code.get_all())
+
+
+async def test_a_service_that_says_ok_and_keeps_nothing_does_not_count(escrow):
+    escrow.add_service()
+    code = escrow.code()
+    book = escrow.books[0]
+    book.set = lambda *_: "ok"
+    done = await code.keeper(KEY, HEAD).refresh()
+    assert (False, 1) == (done.is_safe, len(done.failed))
+
+
+async def test_another_one_of_us_beside_us_is_noticed(escrow):
+    """Two that were restored from the same backup: the second finds that it is not alone."""
+    for _ in range(3):
+        escrow.add_service()
+    code, split = escrow.code(), make_split(KEY, 3)
+    assert (await code.keeper(KEY, Head(2, "first"), split).refresh()).is_safe
+    done = await code.keeper(KEY, Head(2, "second"), split).refresh()
+    assert (False, 3) == (done.is_safe, len(done.conflicts))
+
+
+async def test_more_services_than_members(escrow):
+    for _ in range(18):
+        escrow.add_service()
+    code = escrow.code()
+    done = await code.keeper(KEY, HEAD).refresh()
+    assert (16, 16, True) == (len(done.stored), done.members, done.is_safe)
 
 
 # -- a lying or dead service ---------------------------------------------------------------------------
@@ -174,8 +248,6 @@ def forged(escrow, text):
 
 
 def open_id(service, request):
-    from nips.rpc import open_request_untrusted
-
     return open_request_untrusted(service.key, request).rpc_id
 
 
@@ -232,7 +304,7 @@ async def test_every_session_has_a_key_of_its_own_and_nothing_is_set_without_a_p
     await code.keeper(KEY, HEAD).refresh()
     await code.get_all()
     keys = [request.pubkey for request in escrow.lane.requests]
-    assert len(keys) == len(set(keys)) == 3
+    assert len(keys) == len(set(keys)) == 4, "get, set, get to see that it is there, get"
     with pytest.raises(ValueError, match="without a repository"):
         EscrowPolicy("", ())
     with pytest.raises(ValueError, match="1 to 1023"):
@@ -254,9 +326,9 @@ async def test_services_that_are_not_believed(escrow):
         SecretKey.generate(), kinds.ANNOUNCEMENT, "", escrow.lane.announcements[0].tags, NOW + 1
     )
     escrow.lane.announcements += [unsigned, stolen]
-    assert [good] == [service.pubkey for service in await escrow.find_services()]
+    assert [good] == [service.pubkey for service in (await escrow.find_services()).services]
     escrow.clock.advance(4 * 3600)
-    assert () == await escrow.find_services()
+    assert () == (await escrow.find_services()).services
 
 
 async def test_debug_services_are_believed_only_when_allowed(escrow):
@@ -265,10 +337,10 @@ async def test_debug_services_are_believed_only_when_allowed(escrow):
     from keycrux_client.discovery import discover, judge
 
     escrow.add_service()
-    strict = replace(escrow.trust, allow_debug=False)
+    strict = replace(escrow.trust, envs=frozenset({Env.PROD}))
     found = await discover(escrow.lane, ["wss://x"], strict, escrow.verifier, NOW)
     assert () == found.services
-    assert "its host can read" in found.refused[0][1].reason
+    assert "it is debug" in found.refused[0][1]
     real = Enclave(
         env=Env.PROD, repo="https://example.com/keycrux", maintainers=[escrow.maintainer]
     )
@@ -287,6 +359,9 @@ async def test_the_service_keeps_what_it_holds_through_its_own_restart_and_forge
     code = escrow.code()
     await code.keeper(KEY, HEAD).refresh()
     (service,) = escrow.lane.services.values()
+    replayed = next(
+        r for r in escrow.lane.requests if open_request_untrusted(service.key, r).method == "set"
+    )
     escrow.books[0].close()
     again = KeycruxBook(escrow.folder / "0.sqlite")
     escrow.books[0] = again
@@ -294,6 +369,9 @@ async def test_the_service_keeps_what_it_holds_through_its_own_restart_and_forge
         service.key.pubkey: KeycruxService(service.key, again, escrow.verifier, escrow.clock)
     }
     assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
+    escrow.clock.advance(200)
+    (service,) = escrow.lane.services.values()
+    assert service.answer(replayed) is None, "a request from before its restart"
     now = escrow.clock.now()
     again._db.execute("UPDATE held SET expires_at = ?", (now - 1,))
     assert [GetReply(Got.NONE)] == await code.get_all()
@@ -305,7 +383,7 @@ async def test_the_service_answers_each_request_once_and_speaks_upstreams_errors
     code = escrow.code()
     await code.get_all()
     assert service.answer(escrow.lane.requests[-1]) is None
-    (believed,) = await escrow.find_services()
+    (believed,) = (await escrow.find_services()).services
     for method, params, error in (
         ("set", {}, "COSE_Sign1"),
         ("get", {}, "COSE_Sign1"),
@@ -324,7 +402,7 @@ async def test_the_service_answers_each_request_once_and_speaks_upstreams_errors
 async def test_a_policy_is_mandatory_and_must_be_fulfilled_by_who_sets_it(escrow):
     escrow.add_service()
     unsigned = escrow.code(signed_by=[])
-    (service,) = await escrow.find_services()
+    (service,) = (await escrow.find_services()).services
     assert not await unsigned.client.set(service, "value")
     code = escrow.code()
     key, document = await code.client._session()

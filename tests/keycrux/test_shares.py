@@ -1,21 +1,28 @@
 """What services keep: whole copies or shares, and what comes of them together."""
 
+from dataclasses import replace
+
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keycrux_client.protocol import MAX_DATA
 from keycrux_client.shares import (
+    MEMBERS,
     BadStored,
     DiskKey,
     Head,
     decode_untrusted,
     encode,
     gather,
-    split,
+    make_split,
     threshold_for,
+    to_store,
 )
+from tests.escrow import texts
 
+KEY, OTHER = DiskKey(bytes(range(32))), DiskKey(b"o" * 32)
 HEAD = Head(2**53 - 1, "ab" * 32)
 keys = st.binary(min_size=32, max_size=32).map(DiskKey)
 
@@ -23,58 +30,74 @@ keys = st.binary(min_size=32, max_size=32).map(DiskKey)
 @settings(max_examples=15)
 @given(keys, st.integers(1, 7), st.data())
 def test_enough_yield_the_key_and_fewer_yield_nothing(key, services, data):
-    parts = [decode_untrusted(text) for text in split(key, HEAD, services)]
+    parts = [decode_untrusted(text) for text in texts(key, HEAD, services)]
     needed = threshold_for(services)
     chosen = data.draw(st.permutations(parts))
-    assert [key] == [g.key for g in gather(chosen[:needed])]
+    assert [(key, HEAD)] == [(g.key, g.newest) for g in gather(chosen[:needed])]
     assert [] == gather(chosen[: needed - 1])
 
 
-@pytest.mark.parametrize("services", [3, 5, 16])
+@pytest.mark.parametrize("services", [3, 5, 16, 40])
 def test_a_share_tells_nothing_of_the_key_and_fits(services):
-    key = DiskKey(bytes(range(32)))
-    texts = split(key, HEAD, services)
-    assert services == len(set(texts))
-    for text in texts:
+    split = make_split(KEY, services)
+    assert MEMBERS == len(set(split.parts))
+    for index in range(MEMBERS):
+        text = encode(to_store(KEY, split, index, HEAD))
         assert len(text) < MAX_DATA
-        assert key.secret.hex() not in text
-        assert decode_untrusted(text).threshold == services // 2 + 1
-
-
-@pytest.mark.parametrize("services", [0, 17])
-def test_too_few_or_too_many_services(services):
-    with pytest.raises(ValueError, match="1 to 16"):
-        split(DiskKey.generate(), HEAD, services)
+        assert KEY.secret.hex() not in text
+        assert min(services, 16) // 2 + 1 == decode_untrusted(text).threshold
 
 
 def test_with_one_or_two_services_each_has_a_whole_copy():
-    key = DiskKey.generate()
     for services in (1, 2):
-        for text in split(key, HEAD, services):
+        for text in texts(KEY, HEAD, services):
             (found,) = gather([decode_untrusted(text)])
-            assert (key, HEAD) == (found.key, found.head)
+            assert (KEY, HEAD) == (found.key, found.newest)
 
 
-def test_the_newest_head_comes_first():
-    key, other = DiskKey.generate(), DiskKey.generate()
-    texts = [
-        *split(key, Head(3, "a"), 1),
-        *split(key, Head(5, "a"), 1),
-        *split(other, Head(4, "a"), 1),
-    ]
-    first, second = gather([decode_untrusted(text) for text in texts])
-    assert (key, 5, other, 4) == (first.key, first.head.number, second.key, second.head.number)
+def test_later_members_of_a_split_fit_the_earlier_ones():
+    split = make_split(KEY, 3)
+    late = [to_store(KEY, split, index, HEAD) for index in (7, 15)]
+    assert [KEY] == [g.key for g in gather(late)]
+
+
+def test_what_was_written_with_the_key_shows_it_alone_and_whole():
+    split = make_split(KEY, 3)
+    value = to_store(KEY, split, 2, HEAD)
+    assert value.is_authentic(KEY)
+    assert not value.is_authentic(OTHER)
+    for changed in (
+        replace(value, head=Head(1, HEAD.digest)), replace(value, head=Head(HEAD.number, "00")),
+        replace(value, threshold=3), replace(value, set_id="x"), replace(value, index=3),
+        replace(value, secret=split.parts[3]), replace(value, mac=""), replace(value, mac="é"),
+    ):  # fmt: skip
+        assert not changed.is_authentic(KEY)
+
+
+def test_the_newest_authentic_head_counts():
+    split = make_split(KEY, 1)
+    values = [to_store(KEY, split, 0, Head(n, "a")) for n in (3, 5, 4)]
+    forged = replace(values[0], head=Head(99, "z"))
+    (found,) = gather([*values, forged])
+    assert Head(5, "a") == found.newest
+    (alone,) = gather([forged])
+    assert alone.newest is None
 
 
 def test_secrets_cannot_be_printed():
-    key = DiskKey.generate()
-    (text,) = split(key, HEAD, 1)
+    (text,) = texts(KEY, HEAD, 1)
     stored = decode_untrusted(text)
-    for shown in (repr(key), repr(stored), repr(gather([stored])), str(key)):
-        assert key.secret.hex() not in shown
+    for shown in (
+        repr(KEY),
+        repr(stored),
+        repr(gather([stored])),
+        str(KEY),
+        repr(make_split(KEY, 1)),
+    ):
+        assert KEY.secret.hex() not in shown
     with pytest.raises(BadStored) as caught:
         decode_untrusted(text.replace('"k":1', '"k":99'))
-    assert key.secret.hex() not in str(caught.value)
+    assert KEY.secret.hex() not in str(caught.value)
     with pytest.raises(ValueError, match="32 bytes"):
         DiskKey(b"short")
 
@@ -90,32 +113,25 @@ def test_any_text(text):
 json_values = (
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-5, 2**60)
     | st.text(max_size=20)
-    | st.lists(st.integers(), max_size=2)
+    | st.lists(st.integers(0, 9), max_size=2)
 )
+names = st.sampled_from(["v", "n", "hash", "k", "set", "i", "secret", "mac"])
 
 
-@given(
-    st.lists(
-        st.dictionaries(
-            st.sampled_from(["v", "n", "hash", "k", "set", "key", "share"]), json_values
-        ),
-        max_size=4,
-    )
-)
+@given(st.lists(st.dictionaries(names, json_values), max_size=4))
 def test_any_values_together(values):
-    import json
-
-    good = [decode_untrusted(text) for text in split(DiskKey(b"k" * 32), HEAD, 3)]
+    good = [decode_untrusted(text) for text in texts(KEY, HEAD, 3)]
+    base = orjson.loads(encode(good[0]))
     for value in values:
         try:
-            good.append(decode_untrusted(json.dumps({"v": 1, **value})))
-        except BadStored:
+            good.append(decode_untrusted(orjson.dumps(base | value).decode()))
+        except (BadStored, orjson.JSONEncodeError):
             continue
-    assert DiskKey(b"k" * 32) in [g.key for g in gather(good)]
+    assert KEY in [g.key for g in gather(good)]
 
 
 def test_what_is_encoded_reads_back():
-    for text in split(DiskKey.generate(), HEAD, 3):
+    for text in texts(DiskKey.generate(), HEAD, 3):
         assert text == encode(decode_untrusted(text))
