@@ -12,6 +12,7 @@ import trio
 from bot import app, cli_proof, logging
 from bot.adapters.docker_engine import EngineUnusable
 from bot.adapters.nsm import NsmUnusable
+from bot.boot.identity import read_secret_text
 from bot.boot.unlock import Halted
 from bot.client import CallRefused, NoAnswer, open_client
 from bot.config import ConfigError, load
@@ -20,12 +21,14 @@ from bot.signer import SignerProblem
 from nips.errors import BadInput, BadKey
 from nips.keys import SecretKey
 from nips.nip19 import npub, nsec, pubkey_from_npub_untrusted
+from nips.nsm import NsmRefused
 
 # What a person can do something about: one line, no traceback.
 EXPECTED = (
     ConfigError,
     EngineUnusable,
     NsmUnusable,
+    NsmRefused,
     Halted,
     CallRefused,
     NoAnswer,
@@ -89,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
     # A failure inside the nursery arrives wrapped; the one expected there is worth a plain line.
     try:
         trio.run(serve)
-    except* (EngineUnusable, NsmUnusable, Halted, ConfigError) as group:
+    except* EXPECTED as group:
         raise _innermost(group) from None
     return 0
 
@@ -106,7 +109,7 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
 
 
 def _call(options: argparse.Namespace) -> int:
-    key = SecretKey.parse(options.key.read_text().strip())
+    key = SecretKey.parse(read_secret_text(options.key))
     service = pubkey_from_npub_untrusted(options.to)
     params = dict(_param(text) for text in options.params)
 
@@ -134,5 +137,5 @@ def _key(options: argparse.Namespace) -> int:
     if not options.file.exists():
         options.file.touch(mode=0o600)
         options.file.write_text(nsec(SecretKey.generate().reveal_secret()) + "\n")
-    print(npub(SecretKey.parse(options.file.read_text().strip()).pubkey))
+    print(npub(SecretKey.parse(read_secret_text(options.file)).pubkey))
     return 0

@@ -2,24 +2,27 @@
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 import trio
 
 from bot.adapters.oci_registry import OciRegistry, RegistryConfig
 from bot.adapters.relay_events import RelayEvents
+from bot.anchors import load_anchor
+from bot.boot.identity import read_secret_text
 from bot.clock import SystemClock
 from bot.maintain import CannotRelease, Maintenance, sign_measurements
 from bot.relay.courier import bring
+from bot.report import Answer, Report, printable
 from bot.signer import BunkerSigner, KeySigner, Signer, client_key_beside
-from bot.verify import Answer, Question, Report, lines_of, relay_urls_of, verify
-from handlers.domain.image import BadImageRef, parse_image_ref
+from bot.verify import Question, verify
+from handlers.domain.image import BadImageRef, ImageRef, parse_image_ref
 from handlers.release import release_result
-from nips.anchor import AWS_NITRO_ROOT_G1, Anchor, development_anchor
 from nips.attestation import Verifier
 from nips.errors import BadInput
 from nips.event import Event
@@ -35,7 +38,6 @@ from nips.policies import (
     Policy,
 )
 
-T = TypeVar("T")
 DEFAULT_MAX_AGE_S = 3 * 3600
 
 
@@ -64,6 +66,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
         "--maintainer", action="append", default=[], help="npub that must have signed the release"
     )
     parser.add_argument("--repo", help="the repository that it must be a release of")
+    parser.add_argument("--crl", action="append", default=[], type=Path, help="a revocation list")
     parser.add_argument("--max-age", type=int, default=DEFAULT_MAX_AGE_S, metavar="SECONDS")
     parser.add_argument("--allow-debug", action="store_true", help="accept what its host can read")
     parser.add_argument(
@@ -75,7 +78,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _verify(options: argparse.Namespace) -> int:
     try:
         question = _question(options)
-    except (BadInput, OSError, ValueError) as error:
+    except (BadInput, OSError) as error:
         print(f"enclaved: error: {error}", file=sys.stderr)
         return Answer.COULD_NOT_CHECK.value
     relays = RelayEvents(question.relay_urls)
@@ -88,16 +91,17 @@ def _print(report: Report, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))
     else:
-        print("\n".join(lines_of(report)))
+        print("\n".join(report.lines()))
 
 
 def _question(options: argparse.Namespace) -> Question:
     pointer = parse_pointer_untrusted(options.who)
     now = SystemClock().now() if options.at is None else _time(options.at)
-    verifier = Verifier(_anchor(options.dev_root))
+    crls = [path.read_bytes() for path in options.crl]
+    verifier = Verifier(load_anchor(options.dev_root), crls)
     return Question(
         pointer=pointer,
-        relay_urls=relay_urls_of(pointer, options.relay),
+        relay_urls=tuple(dict.fromkeys([*options.relay, *pointer.relay_urls])),
         verifier=verifier,
         now=now,
         policies=tuple(_policies(options, now, is_development=verifier.anchor.is_development)),
@@ -110,7 +114,8 @@ def _policies(options: argparse.Namespace, now: int, *, is_development: bool) ->
         DebugPolicy(options.allow_debug or is_development),
         MaxAge(options.max_age, now),
     ]
-    expected = {i: text for i in (0, 1, 2) if (text := getattr(options, f"expect_pcr{i}"))}
+    given = {index: getattr(options, f"expect_pcr{index}") for index in (0, 1, 2)}
+    expected = {index: _pcr(text) for index, text in given.items() if text is not None}
     if expected:
         policies.append(ExpectedPcrs(expected))
     if options.maintainer:
@@ -121,15 +126,26 @@ def _policies(options: argparse.Namespace, now: int, *, is_development: bool) ->
     return policies
 
 
-def _anchor(dev_root: Path | None) -> Anchor:
-    return AWS_NITRO_ROOT_G1 if dev_root is None else development_anchor(dev_root.read_bytes())
+def _pcr(text: str) -> str:
+    # An empty variable of a script must not turn an expectation into none.
+    if not re.fullmatch(r"[0-9a-fA-F]{96}", text):
+        raise BadInput("an expected PCR is 96 hex digits")
+    return text.lower()
 
 
 def _time(text: str) -> int:
-    if text.isdecimal():
-        return int(text)
-    when = datetime.fromisoformat(text)
-    return int((when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp())
+    try:
+        if text.isascii() and text.isdecimal():
+            seconds = int(text)
+        else:
+            when = datetime.fromisoformat(text)
+            aware = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+            seconds = int(aware.timestamp())
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < 2**40:
+        raise BadInput("--at is a time in Unix seconds, or as ISO 8601 writes it")
+    return seconds
 
 
 # -- release ------------------------------------------------------------------------------------------
@@ -143,7 +159,7 @@ def _add_release(
 ) -> None:
     parser = actions.add_parser(name, help=text)
     parser.add_argument("target", help="an image reference" + (
-        ", or a JSON file with PCR0, PCR1 and PCR2" if name == "sign" else ""
+        ", or a .json file with PCR0, PCR1 and PCR2" if name == "sign" else ""
     ))  # fmt: skip
     parser.add_argument("--relay", action="append", default=[], help="beside the image's own")
     parser.add_argument("--plain-http", action="append", default=[], metavar="HOST:PORT")
@@ -160,93 +176,106 @@ def _add_release(
 
 def _check(options: argparse.Namespace) -> int:
     async def check() -> dict[str, object]:
-        desk = _desk(options)
-        try:
-            return release_result(await desk.check(parse_image_ref(options.target)))
-        finally:
-            await desk.registry.aclose()
+        async with _desk(options) as desk:
+            return release_result(await desk.check(_image(options.target)))
 
-    result = _run(check)
+    try:
+        result = trio.run(check)
+    except CannotRelease as error:
+        _tell(f"error: {error}")
+        return Answer.COULD_NOT_CHECK.value
     print(json.dumps(result, indent=2))
     return 0 if result["signed_by_all"] else 1
 
 
 def _sign(options: argparse.Namespace) -> int:
-    async def sign() -> tuple[Event, tuple[str, ...]]:
-        desk, now = _desk(options), SystemClock().now()
-        signer = _signer(options, desk.relays)
-        try:
-            if Path(options.target).is_file():  # noqa: ASYNC240 - one look, before anything runs
-                event = await sign_measurements(
-                    Path(options.target),
-                    signer,
-                    repo=options.repo,
-                    version=options.version,
-                    is_prod=options.prod,
-                    now=now,
-                )
-                return event, ()
-            ref = parse_image_ref(options.target)
-            return await desk.sign_image(ref, signer, is_prod=options.prod, now=now)
-        finally:
-            await desk.registry.aclose()
+    path, now = Path(options.target), SystemClock().now()
+    if path.suffix == ".json":
+        return _sign_measurements(options, path, now)
+    if options.repo or options.version:
+        raise CannotRelease("--repo and --version are for measurements; an image has labels")
 
-    event, urls = _run(sign)
+    async def sign() -> tuple[Event, tuple[str, ...]]:
+        async with _desk(options) as desk:
+            signer = _signer(options, desk.relays)
+            return await desk.sign_image(
+                _image(options.target), signer, is_prod=options.prod, now=now
+            )
+
+    event, urls = trio.run(sign)
     print(event.json.decode())
     return 0 if options.no_publish else _send(event, [*urls, *options.relay])
 
 
+def _sign_measurements(options: argparse.Namespace, path: Path, now: int) -> int:
+    async def sign() -> Event:
+        return await sign_measurements(
+            path,
+            _signer(options, RelayEvents(options.relay)),
+            repo=options.repo,
+            version=options.version,
+            is_prod=options.prod,
+            now=now,
+        )
+
+    event = trio.run(sign)
+    print(event.json.decode())
+    return 0 if options.no_publish else _send(event, options.relay)
+
+
 def _publish(options: argparse.Namespace) -> int:
     async def announce() -> tuple[Event, tuple[str, ...]]:
-        desk, now = _desk(options), SystemClock().now()
-        try:
-            ref = parse_image_ref(options.target)
-            signer = _signer(options, desk.relays)
-            return await desk.announce_image(ref, signer, is_prod=options.prod, now=now)
-        finally:
-            await desk.registry.aclose()
+        async with _desk(options) as desk:
+            signer, now = _signer(options, desk.relays), SystemClock().now()
+            return await desk.announce_image(
+                _image(options.target), signer, is_prod=options.prod, now=now
+            )
 
-    event, urls = _run(announce)
+    event, urls = trio.run(announce)
     print(event.json.decode())
     return _send(event, [*urls, *options.relay])
 
 
-def _desk(options: argparse.Namespace) -> Maintenance:
+@asynccontextmanager
+async def _desk(options: argparse.Namespace) -> AsyncIterator[Maintenance]:
     registry = OciRegistry(RegistryConfig(plain_http=tuple(options.plain_http)))
-    return Maintenance(registry, RelayEvents(options.relay))
+    try:
+        yield Maintenance(registry, RelayEvents(options.relay))
+    finally:
+        await registry.aclose()
+
+
+def _image(text: str) -> ImageRef:
+    try:
+        return parse_image_ref(text)
+    except BadImageRef as error:
+        raise CannotRelease(str(error)) from error
 
 
 def _signer(options: argparse.Namespace, relays: RelayEvents) -> Signer:
     if (options.key is None) == (options.bunker is None):
         raise CannotRelease("give --key or --bunker, one of them")
     if options.key is not None:
-        return KeySigner(SecretKey.parse(options.key.read_text().strip()))
-    uri = parse_bunker_uri(options.bunker.read_text().strip())
+        return KeySigner(SecretKey.parse(read_secret_text(options.key)))
+    uri = parse_bunker_uri(read_secret_text(options.bunker))
     # The bunker's relays are the maintainer's own choice.
     own = RelayEvents([*uri.relay_urls, *options.relay])
     return BunkerSigner(uri, client_key_beside(options.bunker), own, SystemClock(), _tell)
 
 
 def _tell(text: str) -> None:
-    print(f"enclaved: {text}", file=sys.stderr)
+    print(f"enclaved: {printable(text)}", file=sys.stderr)
 
 
 def _send(event: Event, urls: Sequence[str]) -> int:
     """To all of these relays; fails when none takes it."""
-    if not urls:
-        _tell("published nowhere: the image names no signer_relays, and no --relay is given")
-        return 0
 
     async def send() -> list[str]:
         return [url for url in dict.fromkeys(urls) if await bring(event, url, find_address=None)]
 
     took = trio.run(send)
-    _tell(f"published on {', '.join(took) or 'no relay'}")
-    return 0 if took else 1
-
-
-def _run(work: Callable[[], Awaitable[T]]) -> T:
-    try:
-        return trio.run(work)
-    except BadImageRef as error:
-        raise CannotRelease(str(error)) from error
+    if not took:
+        _tell("error: no relay took it; name one with --relay, or print it with --no-publish")
+        return 1
+    _tell(f"published on {', '.join(took)}")
+    return 0

@@ -100,12 +100,10 @@ def _by_signer(events: Sequence[Event], image: ImageIdentity) -> dict[str, Event
     signed: dict[str, Event] = {}
     for event in events:
         try:
-            claimed = verify_image_signature(event).image
+            if verify_image_signature(event).image.is_same_as(image):
+                signed[event.pubkey] = event
         except BadInput:
             continue
-        same = (claimed.image_id, claimed.version, claimed.is_prod)
-        if same == (image.image_id, image.version, image.is_prod):
-            signed[event.pubkey] = event
     return signed
 
 

@@ -69,6 +69,7 @@ class BunkerSigner:
         self._clock, self._tell, self._answer_s = clock, tell, answer_s
         self._connected = False
         self._pubkey: str | None = None
+        self._told: set[str] = set()
 
     async def pubkey(self) -> str:
         if self._pubkey is None:
@@ -129,12 +130,15 @@ class BunkerSigner:
             if reply.request_id != request_id:
                 return False
             if reply.auth_url is not None:
-                self._tell(f"the bunker asks you to agree at {reply.auth_url}")
+                if reply.auth_url not in self._told:
+                    self._told.add(reply.auth_url)
+                    self._tell(f"the bunker asks you to agree at {reply.auth_url}")
                 return False
             replies.append(reply)
             return True
 
-        await self._relays.ask(url, request, answers, is_final, self._answer_s)
+        # Said once: a bunker may ask its owner every time.
+        await self._relays.ask(url, request, answers, is_final, self._answer_s, repeat_s=None)
         return replies[0] if replies else None
 
 

@@ -2,44 +2,26 @@
 
 root → document → service key → builder, launcher, maintainers → container certificate → image → app key
 
-Events come from relays, which may lie or leave out; every one is verified. Then the instance is asked for a
-document over a fresh nonce: what it announced may be stolen or old, this cannot be. What could not be
-looked at is never reported as good: the exit code is 0 only when all of it holds.
+Events come from relays, which may lie or leave out; every one is verified. Then the instance is challenged.
+What could not be looked at is never reported as good: the exit code is 0 only when all of it holds.
 """
 
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-
-import trio
+from dataclasses import dataclass
 
 from bot.adapters.relay_events import RelayEvents
+from bot.challenge import challenge, check_answer
+from bot.report import Answer, Report
 from nips import kinds
 from nips.attestation import Verifier
 from nips.certificates import Certified, verify_certified
-from nips.errors import BadAttestation, BadInput
-from nips.event import Event, parse_event_untrusted
+from nips.event import Event
 from nips.filters import Filter
-from nips.keys import SecretKey
-from nips.nec01 import Root, verify_root
 from nips.nip19 import Pointer, npub
-from nips.policies import InstanceEvidence, Policy
-from nips.rpc import RpcRequest, build_request, open_reply_untrusted
+from nips.policies import ExpectedMaintainers, InstanceEvidence, Policy
 from nips.verdict import Check, Examination, Outcome, Verdict
 from nips.verification import verify_announcement, verify_container
 
-ANSWER_S = 8
-NONCE_BYTES = 32
 _INSTANCE = frozenset({kinds.ANNOUNCEMENT, kinds.OLD_ANNOUNCEMENT})
-
-
-class Answer(Enum):
-    """The three answers, with their exit codes."""
-
-    VALID = 0
-    NOT_VALID = 1
-    COULD_NOT_CHECK = 2
 
 
 @dataclass(frozen=True)
@@ -55,24 +37,6 @@ class Question:
     now: int
     policies: tuple[Policy, ...]
     ask_instance: bool = True
-
-
-@dataclass(frozen=True)
-class Report:
-    """``facts``: what was established, ready for JSON."""
-
-    answer: Answer
-    sentence: str
-    checks: tuple[Check, ...]
-    facts: dict[str, object] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, object]:
-        checks = [
-            {"name": c.name, "outcome": c.outcome.value, "evidence": c.evidence}
-            for c in self.checks
-        ]
-        answer = self.answer.name.lower().replace("_", " ")
-        return {"answer": answer, "sentence": self.sentence, "checks": checks} | self.facts
 
 
 class _Unknown(Exception):
@@ -93,13 +57,16 @@ class _Verification:
     async def report(self) -> Report:
         try:
             subject = await self._subject()
-            whole = await self._whole(subject)
+            instance = await self._whole(subject)
         except _Unknown as unknown:
-            return self._report(Answer.COULD_NOT_CHECK, f"COULD NOT CHECK: {unknown}.")
+            # What was seen to be wrong stays wrong, whatever else could not be seen.
+            if not self._exam.verdict().failures:
+                return self._report(Answer.COULD_NOT_CHECK, f"COULD NOT CHECK: {unknown}.")
+            subject, instance = None, None
         verdict = self._exam.verdict()
-        if not verdict.is_valid or whole is None:
+        if not verdict.is_valid or instance is None or subject is None:
             return self._report(Answer.NOT_VALID, f"NOT VALID: {verdict.reason}.")
-        return self._report(Answer.VALID, self._sentence(subject, whole))
+        return self._report(Answer.VALID, self._sentence(subject, instance))
 
     def _report(self, answer: Answer, sentence: str) -> Report:
         return Report(answer, sentence, self._exam.verdict().checks, self._facts)
@@ -124,10 +91,19 @@ class _Verification:
         own = await self._find(
             Filter(kinds=_INSTANCE | {kinds.CONTAINER}, authors=authors, until=until)
         )
-        # An app announces nothing of its own: its container names it.
-        return own or await self._find(
+        if own:
+            return own
+        # An app announces nothing of its own: its container names it. So can anybody, and anybody's
+        # word is not looked at: only that of a container that is one.
+        naming = await self._find(
             Filter(kinds=frozenset({kinds.CONTAINER}), tags={"p": authors}, until=until)
         )
+        return [event for event in naming if self._is_container_of(event, pubkey)]
+
+    def _is_container_of(self, event: Event, app: str) -> bool:
+        named = [t[1] for t in event.tags if len(t) > 2 and (t[0], t[2]) == ("p", "app")]
+        _, certified = verify_container(event, self._question.verifier, self._question.now)
+        return named == [app] and certified is not None
 
     async def _find(self, wanted: Filter) -> list[Event]:
         return await self._relays.find([wanted], self._question.relay_urls)
@@ -140,7 +116,6 @@ class _Verification:
         certified = self._certified(subject)
         if certified is None:
             return None
-        self._tell_certified(subject, certified)
         announced = await self._find(
             Filter(
                 kinds=frozenset({kinds.ANNOUNCEMENT}),
@@ -150,7 +125,9 @@ class _Verification:
         )
         if not announced:
             raise _Unknown("the container's evidence holds, but no relay knows its instance")
-        return await self._instance(announced[0])
+        instance = await self._instance(announced[0])
+        self._tell_certified(subject, certified)
+        return instance
 
     def _certified(self, subject: Event) -> Certified | None:
         verifier, now = self._question.verifier, self._question.now
@@ -159,21 +136,8 @@ class _Verification:
             self._add("container", verdict)
             return certified
         return self._exam.examine(
-            "certificates",
-            lambda: verify_certified(subject, verifier, now),
-            lambda c: " → ".join(["instance", *(link.role.value for link in c.certificates)]),
+            "certificates", lambda: verify_certified(subject, verifier, now), lambda c: c.path
         )
-
-    def _tell_certified(self, subject: Event, certified: Certified) -> None:
-        self._facts |= {"image": certified.image, "author": subject.pubkey}
-        if subject.kind == kinds.CONTAINER:
-            self._facts["container"] = subject.pubkey
-        pubkey = self._question.pointer.pubkey
-        if pubkey is not None and pubkey != subject.pubkey:
-            # Found by what its container says of it; the container's key is certified.
-            apps = [t[1] for t in subject.tags if len(t) > 2 and (t[0], t[2]) == ("p", "app")]
-            outcome = Outcome.HOLDS if pubkey in apps else Outcome.FAILS
-            self._exam.note("app", outcome, f"{npub(pubkey)} as named by its container")
 
     async def _instance(self, announcement: Event) -> InstanceEvidence | None:
         question = self._question
@@ -188,9 +152,31 @@ class _Verification:
             await self._challenge(evidence)
         return evidence
 
+    async def _challenge(self, evidence: InstanceEvidence) -> None:
+        """One that does not answer may be down or busy; one that answers wrongly is not what it says."""
+        question = self._question
+        urls = [*question.relay_urls, *evidence.relay_urls]
+        answered = await challenge(self._relays, evidence.pubkey, urls, question.now)
+        self._facts["answered"] = answered is not None
+        if answered is None or answered.reply.error is not None:
+            how = (
+                f"refuses ({answered.reply.error})" if answered is not None else "does not answer"
+            )
+            raise _Unknown(
+                f"its announcement holds, but it {how} when challenged now; "
+                "--offline checks the announcement alone"
+            )
+        self._exam.examine(
+            "fresh document",
+            lambda: check_answer(answered, evidence, question.verifier, question.now),
+            lambda root: f"over our nonce, at {root.attested.document.timestamp_s}",
+        )
+
     def _add(self, of: str, verdict: Verdict) -> None:
         for check in verdict.checks:
             self._exam.add(Check(f"{of}: {check.name}", check.outcome, check.evidence))
+
+    # -- in facts and words ---------------------------------------------------------------------------
 
     def _tell_instance(self, evidence: InstanceEvidence) -> None:
         pcrs = evidence.root.attested.pcrs
@@ -207,96 +193,49 @@ class _Verification:
             "not_after": evidence.not_after,
         }
 
-    # -- the fresh document -------------------------------------------------------------------------
+    def _tell_certified(self, subject: Event, certified: Certified) -> None:
+        self._facts |= {"image": certified.image, "author": subject.pubkey}
+        if subject.kind == kinds.CONTAINER:
+            self._facts["container"] = subject.pubkey
+        told = self._facts.get("not_after")
+        if isinstance(told, int):
+            self._facts["not_after"] = min(told, certified.not_after)
+        if self._is_named_app(subject):
+            app = npub(self._question.pointer.pubkey or "")
+            self._exam.note("app", Outcome.HOLDS, f"{app}, as its container says")
 
-    async def _challenge(self, evidence: InstanceEvidence) -> None:
-        """An instance that does not answer may be down; one that answers wrongly is not what it says."""
-        reply = await self._ask_all(evidence)
-        self._facts["answered"] = reply is not None
-        if reply is None:
-            raise _Unknown(
-                "its announcement holds, but it does not answer a challenge now; "
-                "--offline checks the announcement alone"
-            )
-        nonce, result = reply
-        self._exam.examine(
-            "fresh document",
-            lambda: self._check_fresh(evidence, nonce, result),
-            lambda root: f"over our nonce, at {root.attested.document.timestamp_s}",
-        )
+    def _is_named_app(self, subject: Event) -> bool:
+        pubkey = self._question.pointer.pubkey
+        by_key = self._question.pointer.event_id is None
+        return by_key and subject.kind == kinds.CONTAINER and pubkey != subject.pubkey
 
-    def _check_fresh(self, evidence: InstanceEvidence, nonce: bytes, result: object) -> Root:
-        if not isinstance(result, dict) or "tee_root" not in result:
-            raise BadAttestation("the instance's answer holds no document")
-        event = parse_event_untrusted(result["tee_root"])
-        verifier, now = self._question.verifier, self._question.now
-        root = verify_root(event.json.decode(), verifier, now, nonce=nonce)
-        if root.pubkey != evidence.pubkey:
-            raise BadAttestation("the fresh document is another key's")
-        if root.attested.pcrs != evidence.root.attested.pcrs:
-            raise BadAttestation("the fresh document is about other code than announced")
-        return root
+    def _sentence(self, subject: Event, instance: InstanceEvidence) -> str:
+        parts = [self._what(subject, instance), self._code(instance)]
+        if self._question.ask_instance:
+            parts.append("proved just now over our nonce")
+        anchor = instance.root.attested.anchor
+        if anchor.is_development:
+            parts.append(f"by the development root {anchor.sha256[:16]}… that nobody else trusts")
+            return f"VALID FOR DEVELOPMENT ONLY: {', '.join(parts)}."
+        return f"VALID ({instance.env.value}): {', '.join(parts)}, in an AWS Nitro Enclave."
 
-    async def _ask_all(self, evidence: InstanceEvidence) -> tuple[bytes, object] | None:
-        urls = dict.fromkeys([*self._question.relay_urls, *evidence.relay_urls])
-        answers: list[tuple[bytes, object]] = []
-        async with trio.open_nursery() as nursery:
+    def _what(self, subject: Event, instance: InstanceEvidence) -> str:
+        on = npub(instance.pubkey)
+        if subject.kind in _INSTANCE:
+            return f"{on} is an instance"
+        runs = f"a container that runs {self._facts['image']} on {on}"
+        if self._is_named_app(subject):
+            return f"{npub(self._question.pointer.pubkey or '')} is an app in {runs}"
+        role = runs if subject.kind == kinds.CONTAINER else f"an app in {runs}"
+        return f"{npub(subject.pubkey)} is {role}"
 
-            async def ask(url: str) -> None:
-                answer = await self._ask_one(evidence.pubkey, url)
-                if answer is not None:
-                    answers.append(answer)
-                    nursery.cancel_scope.cancel()
-
-            for url in urls:
-                nursery.start_soon(ask, url)
-        return answers[0] if answers else None
-
-    async def _ask_one(self, instance: str, url: str) -> tuple[bytes, object] | None:
-        key, nonce = SecretKey.generate(), secrets.token_bytes(NONCE_BYTES)
-        call = RpcRequest(secrets.token_hex(8), "attest", {"nonce": nonce.hex()})
-        request = build_request(key, kinds.RPC, instance, call, self._question.now)
-        answers = Filter(
-            kinds=frozenset({kinds.RPC}),
-            authors=frozenset({instance}),
-            tags={"p": frozenset({key.pubkey})},
-        )
-        event = await self._relays.ask(
-            url, request, answers, lambda e: request.id in e.tag_values("e"), ANSWER_S
-        )
-        try:
-            reply = open_reply_untrusted(key, event) if event is not None else None
-        except BadInput:
-            return None
-        return (nonce, reply.result) if reply is not None else None
-
-    # -- in words ---------------------------------------------------------------------------------
-
-    def _sentence(self, subject: Event, whole: InstanceEvidence) -> str:
-        what = f"{npub(whole.pubkey)} is an instance"
-        if "image" in self._facts:
-            role = "the container" if subject.kind == kinds.CONTAINER else "an app in a container"
-            what = f"{npub(subject.pubkey)} is {role} that runs {self._facts['image']} on {npub(whole.pubkey)}"
-        code = f"code with PCR0 {(whole.root.attested.pcrs.hex(0) or '')[:16]}…"
-        signers = len({release.maintainer for release in whole.releases})
-        vouched = f"signed by {signers} maintainer{'s' if signers != 1 else ''}"
-        fresh = ", proved just now over our nonce" if self._question.ask_instance else ""
-        if whole.root.attested.anchor.is_development:
-            root = whole.root.attested.anchor.sha256[:16]
-            return (
-                f"VALID FOR DEVELOPMENT ONLY: {what}, {code}, {vouched}, by the development root {root}… "
-                f"that you named and nobody else trusts{fresh}."
-            )
-        return f"VALID ({whole.env.value}): {what}, {code}, {vouched}, in an AWS Nitro Enclave{fresh}."
-
-
-def lines_of(report: Report) -> list[str]:
-    """The steps as a person reads them, and the sentence."""
-    marks = {Outcome.HOLDS: "✓", Outcome.FAILS: "✗", Outcome.ABSENT: "–"}
-    steps = [f"{marks[c.outcome]} {c.name}: {c.evidence}" for c in report.checks]
-    return [*steps, report.sentence]
-
-
-def relay_urls_of(pointer: Pointer, given: Sequence[str]) -> tuple[str, ...]:
-    """Those named on the command line, and those inside an nprofile or nevent."""
-    return tuple(dict.fromkeys([*given, *pointer.relay_urls]))
+    def _code(self, instance: InstanceEvidence) -> str:
+        """Who vouches for the code: signatures of keys that nobody expected are anybody's."""
+        code = f"code with PCR0 {(instance.root.attested.pcrs.hex(0) or '')[:16]}…"
+        signed = len({release.maintainer for release in instance.releases})
+        if any(isinstance(policy, ExpectedMaintainers) for policy in self._question.policies):
+            return f"{code}, signed by the maintainers that you named"
+        if signed == 0:
+            return f"{code}, signed by no maintainer"
+        keys = "key" if signed == 1 else "keys"
+        return f"{code}, signed by {signed} {keys} that you did not name (see --maintainer)"

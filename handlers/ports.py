@@ -245,9 +245,7 @@ class Engine(Protocol):
 class Attester(Protocol):
     """The security module of the enclave we live in. Raises when it fails: then nothing can be proved."""
 
-    async def document(
-        self, *, public_key: bytes, nonce: bytes | None = None, user_data: bytes | None = None
-    ) -> bytes: ...
+    async def document(self, *, public_key: bytes, nonce: bytes | None = None) -> bytes: ...
 
 
 class Events(Protocol):

@@ -5,7 +5,7 @@ never means "holds none".
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,7 +21,6 @@ from keycrux_client.protocol import (
     get_params,
     is_ok,
     read_get_reply,
-    read_has_reply,
     set_params,
 )
 from nips import kinds
@@ -59,23 +58,17 @@ class EscrowClient:
         reply = await self._call(service, key, "set", params)
         return reply is not None and is_ok(reply)
 
-    async def has(self, service: Service, pcr4: str) -> tuple[int, int] | None:
-        """``(count, count of debug)`` of values for that machine; None when it does not say."""
-        reply = await self._call(service, SecretKey.generate(), "has", {"PCR4": pcr4})
-        return _or_none(lambda: read_has_reply(reply) if reply is not None else None)
-
-    async def ping(self, service: Service) -> bool:
-        """Whether it answers at all."""
-        reply = await self._call(service, SecretKey.generate(), "ping", {})
-        return reply is not None and reply.result == "pong"
-
     async def get_all(self, services: Sequence[Service]) -> dict[Service, GetReply]:
         """All at the same time."""
-        return await _for_all(services, self.get)
+        found: dict[Service, GetReply] = {}
 
-    async def set_all(self, values: Mapping[Service, str]) -> dict[Service, bool]:
-        """All at the same time."""
-        return await _for_all([*values], lambda service: self.set(service, values[service]))
+        async def get(service: Service) -> None:
+            found[service] = await self.get(service)
+
+        async with trio.open_nursery() as nursery:
+            for service in services:
+                nursery.start_soon(get, service)
+        return found
 
     async def _session(self) -> tuple[SecretKey, bytes]:
         key = SecretKey.generate()
@@ -114,17 +107,3 @@ def _or_none(work: Callable[[], T]) -> T | None:
         return work()
     except BadInput:
         return None
-
-
-async def _for_all(
-    services: Sequence[Service], work: Callable[[Service], Awaitable[T]]
-) -> dict[Service, T]:
-    found: dict[Service, T] = {}
-
-    async def one(service: Service) -> None:
-        found[service] = await work(service)
-
-    async with trio.open_nursery() as nursery:
-        for service in services:
-            nursery.start_soon(one, service)
-    return found

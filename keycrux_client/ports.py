@@ -10,9 +10,7 @@ from nips.filters import Filter
 class Attester(Protocol):
     """The security module: attests a session's key. Raises when it fails."""
 
-    async def document(
-        self, *, public_key: bytes, nonce: bytes | None = None, user_data: bytes | None = None
-    ) -> bytes: ...
+    async def document(self, *, public_key: bytes, nonce: bytes | None = None) -> bytes: ...
 
 
 class Found(Protocol):

@@ -8,7 +8,6 @@ import base64
 from dataclasses import dataclass, field
 from enum import Enum
 
-from nips.errors import BadRequest
 from nips.event import Event
 from nips.rpc import RpcReply
 
@@ -96,15 +95,6 @@ def read_get_reply(reply: RpcReply) -> GetReply:
     if isinstance(reply.result, str) and 0 < len(reply.result) < MAX_DATA:
         return GetReply(Got.HELD, reply.result)
     return GetReply(Got.SILENT)
-
-
-def read_has_reply(reply: RpcReply) -> tuple[int, int]:
-    """``(count, count of debug)``. Raises `BadRequest`."""
-    match reply.result:
-        case {"count": int(count), "countDebug": int(count_debug)} if reply.error is None:
-            return count, count_debug
-        case _:
-            raise BadRequest(f"has: {reply.error or 'an answer of another shape'}")
 
 
 def is_ok(reply: RpcReply) -> bool:

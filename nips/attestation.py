@@ -121,25 +121,25 @@ class Attested:
 
 
 class Verifier:
-    """Verifies documents against one anchor; remembers only certificate signatures that held."""
+    """Verifies documents against one anchor; remembers only certificate signatures that held.
 
-    def __init__(self, anchor: Anchor) -> None:
-        self.anchor = anchor
+    ``crls``: DER or PEM revocation lists by certificates of the chains; one that is not makes all fail.
+    """
+
+    def __init__(self, anchor: Anchor, crls: Sequence[bytes] = ()) -> None:
+        self.anchor, self._crls = anchor, tuple(crls)
         self._chains = ChainVerifier(anchor.der)
 
-    def verify(
-        self, raw: bytes, now: int, *, nonce: bytes | None = None, crls: Sequence[bytes] = ()
-    ) -> Attested:
+    def verify(self, raw: bytes, now: int, *, nonce: bytes | None = None) -> Attested:
         """All of it, or `BadAttestation` with the reason.
 
         ``now``: Unix seconds at which everything must be valid. ``nonce``: what we challenged with.
-        ``crls``: DER or PEM revocation lists by certificates of this chain.
         """
         cose, document = decode_document_untrusted(raw)
         self._check_module(document)
         ders = [*document.cabundle, document.certificate]
         chain = self._chains.verify(ders, now)
-        chain.check_revocation(crls, now)
+        chain.check_revocation(self._crls, now)
         _check_signature(chain, cose)
         _check_time(chain, document, now)
         if nonce is not None and document.nonce != nonce:
@@ -218,7 +218,7 @@ def _document(value: object) -> Document:
         case _:
             raise BadAttestation("module_id, digest or timestamp is not as it must be")
     if not module_id or isinstance(timestamp, bool) or not 0 < timestamp < 2**53:
-        raise BadAttestation("module_id or timestamp is empty")
+        raise BadAttestation("module_id is empty, or timestamp is no time")
     cabundle = value["cabundle"]
     if not isinstance(cabundle, list) or not 1 <= len(cabundle) <= MAX_CABUNDLE:
         raise BadAttestation(f"cabundle is not a list of 1 to {MAX_CABUNDLE}")

@@ -19,7 +19,7 @@ from nips.nip40 import expiration_of
 
 LIFETIME_S = 3 * 3600
 CLOCK_SKEW_S = 300
-_IMAGE = re.compile(r"docker://[^\s@]{1,400}@sha256:[0-9a-f]{64}")
+_IMAGE = re.compile(r"docker://[A-Za-z0-9._:/-]{1,400}@sha256:[0-9a-f]{64}")
 
 
 class Role(Enum):
@@ -55,6 +55,11 @@ class Certified:
         """The earliest end of anything in the chain, Unix seconds."""
         ends = [certificate.expiration for certificate in self.certificates]
         return min([self.root.attested.not_after, expiration_of(self.root.event) or 0, *ends])
+
+    @property
+    def path(self) -> str:
+        """Who vouches for whom, such as ``instance → container → app``."""
+        return " → ".join(["instance", *(link.role.value for link in self.certificates)])
 
     @property
     def image(self) -> str | None:

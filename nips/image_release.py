@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from nips import kinds
 from nips.env import Env, signs_for
-from nips.errors import BadCertificate
-from nips.event import Event, Tag, parse_event_json_untrusted, sign_event, verify_event
-from nips.keys import SecretKey
+from nips.errors import BadCertificate, BadInput
+from nips.event import Event, Tag, parse_event_json_untrusted, verify_event
 
 MAX_SIGNATURES = 16
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -27,6 +26,12 @@ class ImageIdentity:
     reference: str | None
     is_prod: bool
 
+    def is_same_as(self, other: "ImageIdentity") -> bool:
+        """The very same image as the same release; where it can be pulled plays no part."""
+        return (self.repo, self.image_id, self.version, self.is_prod) == (
+            other.repo, other.image_id, other.version, other.is_prod,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ImageSignature:
@@ -40,7 +45,6 @@ class ImageSignature:
 class ImageRelease:
     """An announced release; only signatures over the very same image are kept."""
 
-    publisher: str
     image: ImageIdentity
     signatures: tuple[ImageSignature, ...]
 
@@ -51,11 +55,6 @@ def image_tags(image: ImageIdentity) -> list[Tag]:
     if image.reference is not None:
         tags.append(("u", image.reference))
     return [*tags, ("t", (Env.PROD if image.is_prod else Env.DEV).value)]
-
-
-def build_image_signature(key: SecretKey, image: ImageIdentity, now: int) -> Event:
-    """The 63795 event."""
-    return sign_event(key, kinds.IMAGE_SIGNATURE, "", image_tags(image), now)
 
 
 def release_announcement_tags(image: ImageIdentity, signatures: list[Event]) -> list[Tag]:
@@ -76,22 +75,19 @@ def verify_image_release(event: Event) -> ImageRelease:
     if event.kind != kinds.IMAGE_RELEASE or event.has_tag("PCR4"):
         raise BadCertificate("the event is no release of an image")
     verify_event(event)
-    image = _image(event)
-    signatures = [_signature_untrusted(text, image) for text in event.tag_values("release")]
-    held = tuple(s for s in signatures[:MAX_SIGNATURES] if s is not None)
-    return ImageRelease(event.pubkey, image, held)
+    image, texts = _image(event), event.tag_values("release")
+    if len(texts) > MAX_SIGNATURES:
+        raise BadCertificate(f"a release carries more than {MAX_SIGNATURES} signatures")
+    signatures = (_signature_untrusted(text, image) for text in texts)
+    return ImageRelease(image, tuple(s for s in signatures if s is not None))
 
 
 def _signature_untrusted(text: str, image: ImageIdentity) -> ImageSignature | None:
     try:
         signature = verify_image_signature(parse_event_json_untrusted(text))
-    except ValueError:
+    except BadInput:
         return None
-    signed = signature.image
-    same = (signed.repo, signed.image_id, signed.version, signed.is_prod) == (
-        image.repo, image.image_id, image.version, image.is_prod,
-    )  # fmt: skip
-    return signature if same else None
+    return signature if signature.image.is_same_as(image) else None
 
 
 def _image(event: Event) -> ImageIdentity:

@@ -69,21 +69,6 @@ def parse_pointer_untrusted(text: str) -> Pointer:
     return Pointer(pubkey_from_npub_untrusted(text), None, relays)
 
 
-def nprofile(pubkey: str, relay_urls: tuple[str, ...]) -> str:
-    """``nprofile1…``: a public key and where to find it."""
-    relays = [nostr_sdk.RelayUrl.parse(url) for url in relay_urls]
-    text: str = nostr_sdk.Nip19Profile(nostr_sdk.PublicKey.parse(pubkey), relays).to_bech32()
-    return text
-
-
-def nevent(event_id: str, author: str, relay_urls: tuple[str, ...]) -> str:
-    """``nevent1…``: an event, its author, and where to find it."""
-    relays = [nostr_sdk.RelayUrl.parse(url) for url in relay_urls]
-    parsed = nostr_sdk.EventId.parse(event_id), nostr_sdk.PublicKey.parse(author)
-    text: str = nostr_sdk.Nip19Event(*parsed, None, relays).to_bech32()
-    return text
-
-
 def secret_from_nsec_untrusted(text: str) -> bytes:
     """The raw secret of an ``nsec1…``. Raises `BadKey`, which never repeats the text."""
     try:

@@ -7,11 +7,9 @@ from nips.event import Event, sign_event
 from nips.keys import SecretKey
 
 
-def build_profile(
-    key: SecretKey, *, name: str, about: str, lud16: str | None, now: int, bot: bool = True
-) -> Event:
-    """``bot`` lets other bots keep silent; ``lud16`` is a lightning address."""
-    profile: dict[str, object] = {"name": name, "about": about, "bot": bot}
+def build_profile(key: SecretKey, *, name: str, about: str, lud16: str | None, now: int) -> Event:
+    """``lud16`` is a lightning address."""
+    profile: dict[str, object] = {"name": name, "about": about, "bot": True}
     if lud16 is not None:
         profile["lud16"] = lud16
     return sign_event(key, kinds.PROFILE, orjson.dumps(profile).decode(), [], now)

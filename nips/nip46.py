@@ -35,7 +35,7 @@ class BunkerReply:
 
 
 def parse_bunker_uri(text: str) -> BunkerUri:
-    """Raises `BadKey`, which never repeats the text."""
+    """Raises `BadKey` or `BadRelayUrl`, which never repeat the text: its secret lets anybody connect."""
     try:
         parts = urlsplit(text) if len(text) <= MAX_URI else None
         query = parse_qs(parts.query, max_num_fields=16) if parts is not None else {}

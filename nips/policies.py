@@ -2,7 +2,7 @@
 with a `Check`, and fails closed when it was given nothing to expect."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from nips.env import Env
@@ -22,7 +22,7 @@ class InstanceEvidence:
     builder: str | None
     launcher: str | None
     releases: tuple[Release, ...]
-    relay_urls: tuple[str, ...] = field(default=())
+    relay_urls: tuple[str, ...]
 
     @property
     def env(self) -> Env:

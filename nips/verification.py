@@ -76,7 +76,7 @@ def verify_container(
     certified = exam.examine(
         "certificates",
         lambda: verify_certified(event, verifier, now),
-        lambda c: " → ".join(["instance", *(link.role.value for link in c.certificates)]),
+        lambda c: c.path,
     )
     if certified is not None:
         exam.examine("image", lambda: _check_image(event, certified))
@@ -149,10 +149,12 @@ def _check_env(event: Event, root: Root) -> Env:
 
 def _check_measurements(event: Event, root: Root) -> str:
     pcrs = root.attested.pcrs
-    told = {index: measured_tag(event, index) for index in TOLD_PCRS}
-    for index, text in told.items():
-        required = index in MEASURED
-        if (text is not None or required) and text != pcrs.hex(index):
+    told = [t[2] for t in event.tags if len(t) > 2 and t[0] == "x"]
+    if len(told) != len(set(told)) or not set(told) <= {f"PCR{index}" for index in TOLD_PCRS}:
+        raise BadCertificate("a PCR is announced twice, or one that is not to be told")
+    for index in TOLD_PCRS:
+        required = index in MEASURED or f"PCR{index}" in told
+        if required and measured_tag(event, index) != pcrs.hex(index):
             raise BadCertificate(f"the announced PCR{index} is not the attested one")
     return f"PCR0 {pcrs.hex(0)}"
 

@@ -10,10 +10,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bot.devstack.authority import DevAuthority, builder_certificate
 from bot.devstack.nsm import sign_document
+from nips import kinds
 from nips.anchor import Anchor
 from nips.attestation import Document, Pcrs, Verifier
 from nips.env import Env
-from nips.event import parse_event_untrusted
+from nips.event import parse_event_untrusted, sign_event
+from nips.image_release import image_tags
 from nips.keys import SecretKey
 from nips.nec01 import build_root, verify_root
 from nips.nec02 import InstanceFacts, Signatures, build_announcement
@@ -136,3 +138,7 @@ class Enclave:
         return verify_announcement(
             event or self.announcement(), self.verifier, now or self.now, policies
         )
+
+
+def build_image_signature(key, image, now):
+    return sign_event(key, kinds.IMAGE_SIGNATURE, "", image_tags(image), now)

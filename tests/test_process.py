@@ -230,7 +230,7 @@ async def test_what_is_queued_is_published_until_every_relay_has_it(world):
 
 
 async def test_strangers_relays_get_the_event_and_nothing_else(monkeypatch):
-    import bot.relay.courier as courier
+    import bot.outlet
 
     async def anywhere(host, port):
         return host
@@ -239,7 +239,7 @@ async def test_strangers_relays_get_the_event_and_nothing_else(monkeypatch):
         client = RelayPool(SystemClock())
         outlet = Outlet(client, None, ())
         assert [url] == await outlet.deliver(note(), [url]), "a private address is not dialled"
-        monkeypatch.setattr(courier, "resolve_public", anywhere)
+        monkeypatch.setattr(bot.outlet, "resolve_public", anywhere)
         event = note(content="receipt")
         assert [] == await outlet.deliver(event, [url])
         assert [event.id] == [e.id for e in server.query([Filter()])]

@@ -9,7 +9,8 @@ import trio
 from bot.adapters.relay_events import RelayEvents
 from bot.doors import rpc
 from bot.relay.server import RelayServer
-from bot.verify import Answer, Question, lines_of, verify
+from bot.report import Answer, Report
+from bot.verify import Question, verify
 from handlers.announce import instance_events, queue_container_events
 from handlers.proof import Proof
 from nips import kinds
@@ -20,9 +21,10 @@ from nips.env import Env
 from nips.event import parse_event_json_untrusted, sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
-from nips.nip19 import Pointer
+from nips.nip19 import Pointer, npub
 from nips.policies import DebugPolicy, ExpectedMaintainers, ExpectedPcrs
 from nips.rpc import RpcReply, build_reply, open_request_untrusted
+from nips.verdict import Check, Outcome
 from tests.evidence import HARDWARE, NOW, Enclave, measured, real_event
 from tests.fakes import DIGEST
 
@@ -96,14 +98,14 @@ async def test_an_instance_is_valid_and_the_report_says_all(world):
         expected = ExpectedMaintainers(frozenset(key.pubkey for key in enclave.maintainers))
         report = await ask(world, url, world.ctx.key.pubkey, policies=[DebugPolicy(), expected])
 
-    assert Answer.VALID is report.answer, lines_of(report)
+    assert Answer.VALID is report.answer, report.lines()
     assert report.sentence.startswith("VALID (prod)")
     facts = json.loads(json.dumps(report.as_dict()))
     assert (True, "aws", "valid", enclave.builder.pubkey) == (
         facts["answered"], facts["trust"], facts["answer"], facts["builder"],
     )  # fmt: skip
     assert measured("image 0").hex() == facts["pcrs"]["PCR0"]
-    assert len(report.checks) + 1 == len(lines_of(report))
+    assert len(report.checks) + 1 == len(report.lines())
 
 
 async def test_a_container_is_valid_with_its_image_and_its_instance(world):
@@ -111,7 +113,7 @@ async def test_a_container_is_valid_with_its_image_and_its_instance(world):
     pubkey = await world.deployed()
     async with relay_of(world) as (server, url):
         report = await ask(world, url, pubkey)
-        assert Answer.VALID is report.answer, lines_of(report)
+        assert Answer.VALID is report.answer, report.lines()
         image = f"docker://example.com/app@{DIGEST}"
         assert (image, pubkey, world.ctx.key.pubkey) == (
             report.facts["image"], report.facts["container"], report.facts["instance"],
@@ -146,7 +148,7 @@ async def test_an_app_is_valid_through_its_container(world):
     async with relay_of(world) as (server, url):
         server.publish(note)
         report = await ask(world, url, event_id=note.id)
-        assert Answer.VALID is report.answer, lines_of(report)
+        assert Answer.VALID is report.answer, report.lines()
         assert "an app in a container" in report.sentence
         gap = sign_event(app, kinds.NOTE, "hello", [tags[0], tags[2]], NOW)
         server.publish(gap)
@@ -177,9 +179,9 @@ async def test_an_instance_outside_of_an_enclave_proves_nothing(world):
 
 
 async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
-    import bot.verify
+    import bot.challenge
 
-    monkeypatch.setattr(bot.verify, "ANSWER_S", 0.5)
+    monkeypatch.setattr(bot.challenge, "ANSWER_S", 0.5)
     proved(world)
     async with relay_of(world, answers=False) as (server, url):
         unknown = SecretKey.generate().pubkey
@@ -190,14 +192,13 @@ async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
             "no relay": await ask(world, "ws://127.0.0.1:1", world.ctx.key.pubkey),
         }
         for why, report in reports.items():
-            assert Answer.COULD_NOT_CHECK is report.answer, lines_of(report)
+            assert Answer.COULD_NOT_CHECK is report.answer, report.lines()
             assert why in report.sentence
         offline = await ask(world, url, world.ctx.key.pubkey, ask_instance=False)
         assert Answer.VALID is offline.answer
         assert "just now" not in offline.sentence
     pubkey = await world.deployed()
     async with relay_of(world) as (server, url):
-        (announcement,) = server.query([Filter(kinds=frozenset({kinds.ANNOUNCEMENT}))])
         server._events = type(server._events)(100, 1 << 20, None)
         await world.store.write(
             lambda tx: tx.save_container(replace(tx.container(pubkey), dirty=True))
@@ -205,15 +206,15 @@ async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
         await publish_containers(world, server)
         report = await ask(world, url, pubkey)
         assert "no relay knows its instance" in report.sentence
-        assert announcement
 
 
 def answering(world, change):
+    """Every challenge is answered with what ``change`` makes of its nonce."""
+
     def tamper(request_event, reply):
         request = open_request_untrusted(world.ctx.key, request_event)
-        return build_reply(
-            world.ctx.key, request_event, RpcReply(request.rpc_id, change(), None), NOW
-        )
+        told = change(bytes.fromhex(request.params["nonce"]))
+        return build_reply(world.ctx.key, request_event, replace(told, rpc_id=request.rpc_id), NOW)
 
     return tamper
 
@@ -222,25 +223,97 @@ async def test_an_instance_that_answers_the_challenge_wrongly(world):
     enclave = proved(world)
     other = Enclave(image="other", key=world.ctx.key)
     thief = Enclave()
-    old = enclave.root_event().as_dict()
 
-    def with_nonce(home, nonce=b"n" * 32):
+    def over(nonce, home):
         document = HARDWARE.document(bytes.fromhex(home.key.pubkey), home.pcrs, nonce=nonce)
-        return home.root_event(document=document).as_dict()
+        return RpcReply("", {"tee_root": home.root_event(document=document).as_dict()}, None)
 
     lies = {
-        "does not answer our nonce": lambda: {"tee_root": old},
-        "our nonce": lambda: {"tee_root": with_nonce(other)},
-        "nonce": lambda: {"tee_root": with_nonce(thief)},
-        "holds no document": lambda: {"nothing": 1},
-        "no document": lambda: "pong",
-        "an event is a JSON object": lambda: {"tee_root": "x"},
+        "does not answer our nonce": lambda _: over(b"n" * 32, enclave),
+        "other code than announced": lambda nonce: over(nonce, other),
+        "another key's": lambda nonce: over(nonce, thief),
+        "holds no document": lambda _: RpcReply("", {"nothing": 1}, None),
+        "no document": lambda _: RpcReply("", "pong", None),
+        "an event is a JSON object": lambda _: RpcReply("", {"tee_root": "x"}, None),
     }
     for why, lie in lies.items():
         async with relay_of(world, tamper=answering(world, lie)) as (_, url):
             report = await ask(world, url, world.ctx.key.pubkey)
         assert Answer.NOT_VALID is report.answer, why
         assert why in report.sentence
+
+
+async def test_an_instance_that_is_busy_is_not_a_fraud(world):
+    proved(world)
+    busy = answering(world, lambda _: RpcReply("", None, "rate-limited: slow down"))
+    async with relay_of(world, tamper=busy) as (_, url):
+        report = await ask(world, url, world.ctx.key.pubkey)
+    assert Answer.COULD_NOT_CHECK is report.answer
+    assert "rate-limited: slow down" in report.sentence
+
+
+async def test_an_app_is_found_through_its_container_whatever_strangers_say(world):
+    proved(world)
+    pubkey, app = await world.deployed(), SecretKey.generate().pubkey
+    await world.store.write(lambda tx: tx.save_container(replace(tx.container(pubkey), app=app)))
+    stranger = SecretKey.generate()
+    lie = sign_event(
+        stranger, kinds.CONTAINER, "", [("p", app, "app"), ("expiration", str(NOW + 60))], NOW + 1
+    )
+    async with relay_of(world) as (server, url):
+        server.publish(lie)
+        world.clock.advance(1)
+        report = await ask(world, url, app)
+        assert Answer.VALID is report.answer, report.lines()
+        assert f"{npub(app)} is an app in a container that runs" in report.sentence
+        assert report.checks[-1].name == "app"
+
+
+async def test_signatures_of_keys_that_nobody_named_are_told_as_such(world):
+    enclave = proved(world)
+    async with relay_of(world) as (_, url):
+        report = await ask(world, url, world.ctx.key.pubkey)
+        assert "signed by 2 keys that you did not name" in report.sentence
+        named = ExpectedMaintainers(frozenset(key.pubkey for key in enclave.maintainers))
+        report = await ask(world, url, world.ctx.key.pubkey, policies=[named])
+        assert "signed by the maintainers that you named" in report.sentence
+
+
+async def test_what_is_wrong_stays_wrong_when_the_rest_cannot_be_seen(world):
+    proved(world)
+    pubkey = await world.deployed()
+    async with relay_of(world) as (server, url):
+        (event,) = server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
+        row = await world.row(pubkey)
+        tags = [t if t[0] != "state" else ("state", "x") for t in event.tags if t[0] != "tee_cert"]
+        wrong = sign_event(row.key, kinds.CONTAINER, "", tags, NOW)
+        server.publish(wrong)
+        report = await ask(world, url, event_id=wrong.id)
+        assert Answer.NOT_VALID is report.answer
+
+
+async def test_a_container_ends_before_its_instance_when_its_certificate_does(world):
+    enclave = proved(world)
+    pubkey = await world.deployed()
+    row, root = await world.row(pubkey), await world.ctx.proof.current(NOW)
+    short = build_certificate(
+        enclave.key, pubkey, Role.CONTAINER, NOW, image=row.image, not_after=NOW + 60
+    )
+    tags = [("tee_root", root.event.json.decode()), ("tee_cert", short.json.decode())]
+    note = sign_event(row.key, kinds.NOTE, "x", tags, NOW)
+    async with relay_of(world) as (server, url):
+        server.publish(note)
+        report = await ask(world, url, event_id=note.id)
+    assert (Answer.VALID, NOW + 60) == (report.answer, report.facts["not_after"])
+
+
+def test_hostile_text_is_shown_and_never_obeyed():
+    evil = "x\n✓ forged\nVALID (prod): all is well\x1b[8m\r\u202e"
+    lines = Report(
+        Answer.NOT_VALID, f"NOT VALID: {evil}", (Check("repo", Outcome.FAILS, evil),)
+    ).lines()
+    assert 2 == len(lines)
+    assert not any(c in "".join(lines) for c in "\n\r\x1b\u202e")
 
 
 async def test_an_instance_that_runs_other_code_than_it_announced(world):
@@ -268,6 +341,6 @@ async def test_old_evidence_at_its_own_time():
         return await verify(question, Archive())
 
     report = await at(event.created_at)
-    assert report.sentence.startswith("VALID (dev)"), lines_of(report)
+    assert report.sentence.startswith("VALID (dev)"), report.lines()
     assert Answer.NOT_VALID is (await at(event.created_at + 86_400)).answer
     assert Answer.COULD_NOT_CHECK is (await at(event.created_at - 86_400)).answer

@@ -10,8 +10,9 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -33,6 +34,7 @@ _NSM_RAW = struct.Struct("=QQQQ")
 LENGTH = struct.Struct(">I")
 # The driver gives up after 120 s.
 ANSWER_S = 130
+T = TypeVar("T")
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -125,7 +127,7 @@ def open_transport(path: Path) -> Transport:
 class NsmAttester:
     """`handlers.ports.Attester`, and the module's other operations.
 
-    Raises `NsmRefused` when the module says no, `NsmUnusable` when it does not answer.
+    Raises `NsmRefused` when the module says no, `NsmUnusable` when it does not answer or talks nonsense.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -134,38 +136,43 @@ class NsmAttester:
     async def document(
         self, *, public_key: bytes, nonce: bytes | None = None, user_data: bytes | None = None
     ) -> bytes:
-        request = attestation_request(public_key, user_data, nonce)
-        return open_bytes_untrusted("Attestation", "document", await self._call(request))
+        return await self._bytes(attestation_request(public_key, user_data, nonce), "document")
 
     async def describe(self) -> NsmDescription:
-        return open_description_untrusted(await self._call(NsmRequest("DescribeNSM", {})))
+        return await self._ask(NsmRequest("DescribeNSM", {}), open_description_untrusted)
 
     async def random(self) -> bytes:
         """256 bytes from the hypervisor's generator."""
-        raw = await self._call(NsmRequest("GetRandom", {}))
-        return open_bytes_untrusted("GetRandom", "random", raw)
+        return await self._bytes(NsmRequest("GetRandom", {}), "random")
 
     async def pcr(self, index: int) -> tuple[bytes, bool]:
         """A register's value, and whether it is locked."""
-        raw = await self._call(NsmRequest("DescribePCR", {"index": index}))
-        value = open_bytes_untrusted("DescribePCR", "data", raw)
-        return value, open_response_untrusted("DescribePCR", raw).get("lock") is True
+
+        def read(raw: bytes) -> tuple[bytes, bool]:
+            told = open_response_untrusted("DescribePCR", raw)
+            return open_bytes_untrusted("DescribePCR", "data", raw), told.get("lock") is True
+
+        return await self._ask(NsmRequest("DescribePCR", {"index": index}), read)
 
     async def extend_pcr(self, index: int, data: bytes) -> bytes:
         """SHA384(old ‖ data); 16 to 31 are free for us until they are locked."""
-        raw = await self._call(NsmRequest("ExtendPCR", {"index": index, "data": data}))
-        return open_bytes_untrusted("ExtendPCR", "data", raw)
+        return await self._bytes(NsmRequest("ExtendPCR", {"index": index, "data": data}), "data")
 
     async def lock_pcr(self, index: int) -> None:
         """Only locked registers stand in documents."""
-        open_response_untrusted(
-            "LockPCR", await self._call(NsmRequest("LockPCR", {"index": index}))
+        await self._ask(
+            NsmRequest("LockPCR", {"index": index}),
+            lambda raw: open_response_untrusted("LockPCR", raw),
         )
 
-    async def _call(self, request: NsmRequest) -> bytes:
+    async def _bytes(self, request: NsmRequest, field: str) -> bytes:
+        return await self._ask(
+            request, lambda raw: open_bytes_untrusted(request.operation, field, raw)
+        )
+
+    async def _ask(self, request: NsmRequest, read: Callable[[bytes], T]) -> T:
         try:
-            return await self._transport.call(encode_request(request))
+            return read(await self._transport.call(encode_request(request)))
         except (OSError, BadInput, trio.TooSlowError) as error:
-            raise NsmUnusable(
-                f"the Nitro Security Module does not answer {request.operation}: {error!r}"
-            ) from error
+            why = str(error) or "it does not answer"
+            raise NsmUnusable(f"{request.operation} by the security module: {why}") from error

@@ -8,13 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from nips.errors import BadKey
 from nips.keys import SecretKey
 
 
+def read_secret_text(path: Path) -> str:
+    """A key or URI in a file of its own. Raises `BadKey`, which never repeats it, or `OSError`."""
+    try:
+        return path.read_text().strip()
+    except UnicodeDecodeError:
+        raise BadKey(f"{path} is not a text file") from None
+
+
 def load_key(path: Path) -> SecretKey:
-    """The key in the file, or a new one that is written there."""
+    """The key in the file, or a new one that is written there. Raises `BadKey`."""
     with suppress(FileNotFoundError):
-        return SecretKey.parse(path.read_text().strip())
+        return SecretKey.parse(read_secret_text(path))
     key = SecretKey.generate()
     write_whole(path, key.reveal_secret().hex().encode())
     return key

@@ -13,6 +13,7 @@ import structlog
 
 from bot.adapters.nsm import NsmAttester, open_transport
 from bot.adapters.relay_events import RelayEvents
+from bot.anchors import load_anchor
 from bot.boot.identity import load_key, read_bounded
 from bot.boot.standing import (
     NotProduction,
@@ -32,7 +33,7 @@ from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Trust, discover
 from keycrux_client.protocol import Credentials, EscrowPolicy
 from keycrux_client.refresh import Keeper
-from nips.anchor import AWS_NITRO_ROOT_G1, Anchor, development_anchor
+from nips.anchor import Anchor
 from nips.attestation import Verifier
 from nips.env import Env
 from nips.errors import BadInput
@@ -112,13 +113,12 @@ def _look_around(
 
 
 def _anchor(development_root: Path | None) -> Anchor:
-    if development_root is None:
-        return AWS_NITRO_ROOT_G1
     try:
-        anchor = development_anchor(development_root.read_bytes())
-    except (OSError, BadInput) as error:
+        anchor = load_anchor(development_root)
+    except BadInput as error:
         raise ConfigError(f"[attestation] development_root: {error}") from error
-    log.warning("DEVELOPMENT ONLY: attested by a root of this machine", root=anchor.sha256)
+    if anchor.is_development:
+        log.warning("DEVELOPMENT ONLY: attested by a root of this machine", root=anchor.sha256)
     return anchor
 
 

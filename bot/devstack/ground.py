@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Ground:
-    """A private Docker and a registry, running. ``enter`` wraps a command into the engine's namespaces."""
+    """A private Docker and a registry, running. ``engine.enter`` wraps a command into its namespaces."""
 
     place: EnginePlace
     supervisor: Supervisor

@@ -3,7 +3,7 @@
 It measures a folder (the image to be) and vouches for it to nobody but those who name its root. Its
 module ids begin with ``dev-``, which no verifier takes for an enclave's.
 
-python -m bot.devstack.nsm --authority DIR --image DIR --instance-id i-… --socket PATH
+python -m bot.devstack.nsm --authority DIR --image DIR --instance-id i-… --socket PATH [--certificate DER]
 """
 
 import argparse

@@ -28,6 +28,12 @@ from nips.nip19 import pubkey_from_npub_untrusted
 
 log = structlog.get_logger()
 MAX_ATTESTING = 4
+_STATUS = {
+    Code.INVALID: 400,
+    Code.RATE_LIMITED: 429,
+    Code.UNAVAILABLE: 503,
+    Code.INTERNAL: 500,
+}
 _HEADERS = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
 
 
@@ -49,21 +55,7 @@ def build_app(ctx: Context) -> Starlette:
         )
 
     async def attest(request: Request) -> JSONResponse:
-        params = parse_params(AttestParams, {"nonce": request.query_params.get("nonce")})
-        if isinstance(params, Refusal):
-            return _refused(params)
-        try:
-            attesting.acquire_on_behalf_of_nowait(request)
-        except trio.WouldBlock:
-            return _refused(Refusal(Code.RATE_LIMITED, "too many ask at once; try again"))
-        try:
-            outcome = await attestation_for(ctx, params.nonce)
-        except Exception:
-            log.exception("attestation failed")
-            outcome = Refusal(Code.INTERNAL, "that failed here; it is logged")
-        finally:
-            attesting.release_on_behalf_of(request)
-        return _refused(outcome) if isinstance(outcome, Refusal) else _json(outcome)
+        return await _attest(ctx, request, attesting)
 
     return Starlette(
         routes=[
@@ -72,6 +64,24 @@ def build_app(ctx: Context) -> Starlette:
             Route("/lnurlp/{name}/callback", callback),
         ]
     )
+
+
+async def _attest(ctx: Context, request: Request, attesting: trio.CapacityLimiter) -> JSONResponse:
+    params = parse_params(AttestParams, {"nonce": request.query_params.get("nonce")})
+    if isinstance(params, Refusal):
+        return _refused(params)
+    try:
+        attesting.acquire_on_behalf_of_nowait(request)
+    except trio.WouldBlock:
+        return _refused(Refusal(Code.RATE_LIMITED, "too many ask at once; try again"))
+    try:
+        outcome = await attestation_for(ctx, params.nonce)
+    except Exception:
+        log.exception("attestation failed")
+        outcome = Refusal(Code.INTERNAL, "that failed here; it is logged")
+    finally:
+        attesting.release_on_behalf_of(request)
+    return _refused(outcome) if isinstance(outcome, Refusal) else _json(outcome)
 
 
 async def _answer(request: Request, work: Any) -> JSONResponse:
@@ -84,14 +94,6 @@ async def _answer(request: Request, work: Any) -> JSONResponse:
     except Exception:
         log.exception("lnurl request failed", path=request.url.path)
         return _json(Refusal(Code.INTERNAL, "that failed here; it is logged"))
-
-
-_STATUS = {
-    Code.INVALID: 400,
-    Code.RATE_LIMITED: 429,
-    Code.UNAVAILABLE: 503,
-    Code.INTERNAL: 500,
-}
 
 
 def _refused(refusal: Refusal) -> JSONResponse:
