@@ -240,7 +240,7 @@ def _publish(options: argparse.Namespace) -> int:
 async def _desk(options: argparse.Namespace) -> AsyncIterator[Maintenance]:
     registry = OciRegistry(RegistryConfig(plain_http=tuple(options.plain_http)))
     try:
-        yield Maintenance(registry, RelayEvents(options.relay))
+        yield Maintenance(registry, RelayEvents(options.relay), tuple(options.relay))
     finally:
         await registry.aclose()
 

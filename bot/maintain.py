@@ -36,10 +36,11 @@ class CannotRelease(Exception):
 
 @dataclass(frozen=True)
 class Maintenance:
-    """Where images and events are found."""
+    """Where images and events are found; ``relay_urls`` beside those that an image names."""
 
     registry: OciRegistry
     relays: RelayEvents
+    relay_urls: tuple[str, ...] = ()
 
     async def resolve(self, ref: ImageRef) -> ResolvedImage:
         """Raises `CannotRelease`."""
@@ -50,7 +51,7 @@ class Maintenance:
 
     async def check(self, ref: ImageRef) -> ReleaseReport:
         """Who signed it, by its own labels."""
-        return await check_release(self.relays, await self.resolve(ref))
+        return await check_release(self.relays, await self.resolve(ref), self.relay_urls)
 
     async def sign_image(
         self, ref: ImageRef, signer: Signer, *, is_prod: bool, now: int
@@ -78,7 +79,8 @@ class Maintenance:
             authors=frozenset(labels.signers),
             tags={"r": frozenset({image.repo})},
         )
-        signed = _by_signer(await self.relays.find([wanted], labels.relay_urls), image)
+        urls = [*labels.relay_urls, *self.relay_urls]
+        signed = _by_signer(await self.relays.find([wanted], urls), image)
         missing = [pubkey for pubkey in labels.signers if pubkey not in signed]
         if missing or not labels.signers:
             whom = ", ".join(missing) or "anybody: the image names no signers"

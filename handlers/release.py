@@ -59,12 +59,15 @@ async def release(ctx: Context, caller: Caller, params: ReleaseParams) -> dict[s
     return {"image": params.docker.pinned(found.digest), **release_result(report)}
 
 
-async def check_release(events: Events, found: ResolvedImage) -> ReleaseReport:
-    """Asks nobody when the image names no signers."""
+async def check_release(
+    events: Events, found: ResolvedImage, also: Sequence[str] = ()
+) -> ReleaseReport:
+    """Asks the image's own relays and those in ``also``; nobody when the image names no signers."""
     labels = read_labels(found.labels)
     claims: list[Claim] = []
-    if labels.signers and labels.repo and labels.relay_urls:
-        claims = claims_of(await events.find([_wanted(labels)], labels.relay_urls))
+    relay_urls = [*labels.relay_urls, *also]
+    if labels.signers and labels.repo and relay_urls:
+        claims = claims_of(await events.find([_wanted(labels)], relay_urls))
     image = Claim("", labels.repo, found.image_id, labels.version)
     verdict = judge(image, labels.signers, claims)
     newest = newest_by_all(labels.repo, labels.signers, claims)

@@ -295,7 +295,9 @@ async def _stop_and_withdraw(a: Actor, pubkey: str) -> None:
 
 
 async def _restart(a: Actor) -> None:
-    a.out.step(12, "restart: the same code proves its PCRs and gets its key back from escrow")
+    a.out.step(
+        12, "restart: the same code proves its PCRs and gets its key back, in shares, from escrow"
+    )
     await a.on.enclave.stop()
     a.out.say(
         "enclaved and its module are stopped; the key to its identity was in its memory alone"

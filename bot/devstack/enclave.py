@@ -21,6 +21,8 @@ PYTHON = str(REPO / ".venv/bin/python")
 SOURCE, ESCROW_SOURCE = "https://example.com/enclaved", "https://example.com/keycrux"
 # Two machines: escrow does not run on the one whose keys it keeps.
 INSTANCE_ID, ESCROW_INSTANCE_ID = "i-0de0000000000001", "i-0de0000000000002"
+# Three, so that none of them knows the key.
+ESCROW_SERVICES = 3
 READY_S = 90
 
 
@@ -68,20 +70,25 @@ class Enclave:
         await self.on.supervisor.halt("nsm")
 
     async def start_escrow(self) -> None:
-        """A keycrux, attested by a module of its own."""
+        """As many keycrux services as it takes to share a key, on a machine of their own."""
         now, measured = SystemClock().now(), REPO / "bot/devstack"
         (self.folder / "keycrux-meta.json").write_text(self.escrow_people.meta(measured, now))
         await self._start_module("keycrux-nsm", measured, self.escrow_people)
+        async with trio.open_nursery() as nursery:
+            for number in range(1, ESCROW_SERVICES + 1):
+                nursery.start_soon(self._start_keycrux, f"keycrux-{number}")
+
+    async def _start_keycrux(self, name: str) -> None:
         arguments = {
             "--relay": self.relay_url,
-            "--state": self.folder / "keycrux",
+            "--state": self.folder / name,
             "--nsm": self.folder / "keycrux-nsm.sock",
             "--root": self.root,
             "--meta": self.folder / "keycrux-meta.json",
             "--repo": ESCROW_SOURCE,
         }
         command = self._module("bot.devstack.keycrux", arguments)
-        await self.on.supervisor.start(self.on.nursery, self._says_ready("keycrux", command))
+        await self.on.supervisor.start(self.on.nursery, self._says_ready(name, command))
 
     async def ready(self) -> str:
         """The instance's pubkey, once it answers requests."""
@@ -158,7 +165,7 @@ async def found_enclave(on: Ground, config: Path, relay_url: str) -> Enclave:
     policy = {
         "repo": SOURCE,
         "signer_pubkeys": [people.maintainer.pubkey],
-        "escrow": escrow | {"services": 1},
+        "escrow": escrow | {"services": ESCROW_SERVICES},
     }
     image = await trio.to_thread.run_sync(build_image, folder / "image-1", policy)
     return Enclave(on, config, relay_url, people, escrow_people, image)

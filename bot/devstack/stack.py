@@ -52,7 +52,7 @@ async def stack(
         config.write_text(_toml(told))
         say("starting enclaved in its image, with its embedded relay")
         await enclave.start()
-        say("starting a dev key escrow (keycrux)")
+        say("starting a dev key escrow (three keycrux services, two must come together)")
         await enclave.start_escrow()
         say("starting the dev wallet, with a faucet for the payer")
         await on.supervisor.start(
