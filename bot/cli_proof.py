@@ -122,6 +122,8 @@ def _policies(options: argparse.Namespace, now: int, *, is_development: bool) ->
         pubkeys = frozenset(map(pubkey_from_npub_untrusted, options.maintainer))
         policies.append(ExpectedMaintainers(pubkeys))
     if options.repo is not None:
+        if not options.maintainer:
+            raise BadInput("--repo needs --maintainer: anybody can sign for any repository")
         policies.append(ExpectedRepo(options.repo))
     return policies
 

@@ -14,13 +14,15 @@ from bot.report import Answer, Report
 from nips import kinds
 from nips.attestation import Verifier
 from nips.certificates import Certified, verify_certified
+from nips.errors import BadCertificate
 from nips.event import Event
 from nips.filters import Filter
 from nips.nip19 import Pointer, npub
-from nips.policies import ExpectedMaintainers, InstanceEvidence, Policy
+from nips.policies import ExpectedMaintainers, InstanceEvidence, MaxAge, Policy
 from nips.verdict import Check, Examination, Outcome, Verdict
 from nips.verification import verify_announcement, verify_container
 
+MAX_OWN_EVENTS = 100
 _INSTANCE = frozenset({kinds.ANNOUNCEMENT, kinds.OLD_ANNOUNCEMENT})
 
 
@@ -83,27 +85,22 @@ class _Verification:
         else:
             found = await self._by_key(pointer.pubkey or "")
         if not found:
-            raise _Unknown("no relay has an announcement of it")
+            raise _Unknown("no relay has anything of it that could be verified")
+        if pointer.pubkey not in (None, found[0].pubkey):
+            self._exam.note("author", Outcome.FAILS, "the event is another key's than asked about")
         return found[0]
 
     async def _by_key(self, pubkey: str) -> list[Event]:
         authors, until = frozenset({pubkey}), self._question.now
-        own = await self._find(
+        told = await self._find(
             Filter(kinds=_INSTANCE | {kinds.CONTAINER}, authors=authors, until=until)
         )
-        if own:
-            return own
-        # An app announces nothing of its own: its container names it. So can anybody, and anybody's
-        # word is not looked at: only that of a container that is one.
-        naming = await self._find(
-            Filter(kinds=frozenset({kinds.CONTAINER}), tags={"p": authors}, until=until)
-        )
-        return [event for event in naming if self._is_container_of(event, pubkey)]
-
-    def _is_container_of(self, event: Event, app: str) -> bool:
-        named = [t[1] for t in event.tags if len(t) > 2 and (t[0], t[2]) == ("p", "app")]
-        _, certified = verify_container(event, self._question.verifier, self._question.now)
-        return named == [app] and certified is not None
+        if told:
+            return told
+        # An app shows its certificates in events of its own. What a container says of it would be the
+        # container's word alone: anybody's enclave could name anybody's key.
+        own = await self._find(Filter(authors=authors, until=until, limit=MAX_OWN_EVENTS))
+        return [event for event in own if event.has_tag("tee_root")]
 
     async def _find(self, wanted: Filter) -> list[Event]:
         return await self._relays.find([wanted], self._question.relay_urls)
@@ -126,6 +123,8 @@ class _Verification:
         if not announced:
             raise _Unknown("the container's evidence holds, but no relay knows its instance")
         instance = await self._instance(announced[0])
+        if instance is not None:
+            self._exam.examine("same instance", lambda: _check_same(certified, instance))
         self._tell_certified(subject, certified)
         return instance
 
@@ -134,10 +133,15 @@ class _Verification:
         if subject.kind == kinds.CONTAINER:
             verdict, certified = verify_container(subject, verifier, now)
             self._add("container", verdict)
-            return certified
-        return self._exam.examine(
-            "certificates", lambda: verify_certified(subject, verifier, now), lambda c: c.path
-        )
+        else:
+            certified = self._exam.examine(
+                "certificates", lambda: verify_certified(subject, verifier, now), lambda c: c.path
+            )
+        if certified is not None:
+            for policy in self._question.policies:
+                if isinstance(policy, MaxAge):
+                    self._exam.add(policy.check_root(certified.root))
+        return certified
 
     async def _instance(self, announcement: Event) -> InstanceEvidence | None:
         question = self._question
@@ -185,7 +189,7 @@ class _Verification:
             "env": evidence.env.value,
             "trust": evidence.root.attested.anchor.trust,
             "repo": evidence.repo,
-            "version": evidence.version,
+            "version": next((r.version for r in evidence.releases), evidence.version),
             "builder": evidence.builder,
             "launcher": evidence.launcher,
             "maintainers": [release.maintainer for release in evidence.releases],
@@ -194,20 +198,15 @@ class _Verification:
         }
 
     def _tell_certified(self, subject: Event, certified: Certified) -> None:
-        self._facts |= {"image": certified.image, "author": subject.pubkey}
+        self._facts |= {"author": subject.pubkey, "image": certified.image}
+        self._facts["role"] = (
+            certified.certificates[-1].role.value if certified.certificates else "instance"
+        )
         if subject.kind == kinds.CONTAINER:
-            self._facts["container"] = subject.pubkey
+            self._facts["state"] = subject.tag("state")
         told = self._facts.get("not_after")
         if isinstance(told, int):
             self._facts["not_after"] = min(told, certified.not_after)
-        if self._is_named_app(subject):
-            app = npub(self._question.pointer.pubkey or "")
-            self._exam.note("app", Outcome.HOLDS, f"{app}, as its container says")
-
-    def _is_named_app(self, subject: Event) -> bool:
-        pubkey = self._question.pointer.pubkey
-        by_key = self._question.pointer.event_id is None
-        return by_key and subject.kind == kinds.CONTAINER and pubkey != subject.pubkey
 
     def _sentence(self, subject: Event, instance: InstanceEvidence) -> str:
         parts = [self._what(subject, instance), self._code(instance)]
@@ -220,14 +219,15 @@ class _Verification:
         return f"VALID ({instance.env.value}): {', '.join(parts)}, in an AWS Nitro Enclave."
 
     def _what(self, subject: Event, instance: InstanceEvidence) -> str:
-        on = npub(instance.pubkey)
-        if subject.kind in _INSTANCE:
-            return f"{on} is an instance"
-        runs = f"a container that runs {self._facts['image']} on {on}"
-        if self._is_named_app(subject):
-            return f"{npub(self._question.pointer.pubkey or '')} is an app in {runs}"
-        role = runs if subject.kind == kinds.CONTAINER else f"an app in {runs}"
-        return f"{npub(subject.pubkey)} is {role}"
+        on, author = npub(instance.pubkey), npub(subject.pubkey)
+        match self._facts.get("role"):
+            case "container":
+                state = f" ({self._facts['state']})" if "state" in self._facts else ""
+                return f"{author} is a container{state} of {self._facts['image']} on {on}"
+            case "app":
+                return f"{author} is an app in a container of {self._facts['image']} on {on}"
+            case _:
+                return f"{on} is an instance"
 
     def _code(self, instance: InstanceEvidence) -> str:
         """Who vouches for the code: signatures of keys that nobody expected are anybody's."""
@@ -239,3 +239,13 @@ class _Verification:
             return f"{code}, signed by no maintainer"
         keys = "key" if signed == 1 else "keys"
         return f"{code}, signed by {signed} {keys} that you did not name (see --maintainer)"
+
+
+def _check_same(certified: Certified, instance: InstanceEvidence) -> str:
+    """The container was certified by the very code that the instance announces now."""
+    theirs, ours = certified.root, instance.root
+    if (theirs.attested.pcrs, theirs.env) != (ours.attested.pcrs, ours.env):
+        raise BadCertificate(
+            "the container was certified by other code than the instance announces"
+        )
+    return "certified by the code that is announced"

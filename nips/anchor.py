@@ -44,7 +44,7 @@ def development_anchor(certificate: bytes) -> Anchor:
         pem = certificate.lstrip().startswith(b"-----BEGIN")
         load = x509.load_pem_x509_certificate if pem else x509.load_der_x509_certificate
         der = load(certificate).public_bytes(Encoding.DER)
-    except ValueError as error:
+    except Exception as error:  # cryptography has exceptions of every family
         raise BadAttestation("the development root is not an X.509 certificate") from error
     if der == AWS_NITRO_ROOT_G1.der:
         raise BadAttestation("that is AWS's own root, not a development root")

@@ -15,7 +15,7 @@ from nips.errors import BadCertificate
 from nips.event import Event, Tag, parse_event_json_untrusted, sign_event, verify_event
 from nips.keys import SecretKey
 from nips.nec01 import Root, verify_root
-from nips.nip40 import expiration_of
+from nips.nip40 import expiration_of, is_expired
 
 LIFETIME_S = 3 * 3600
 CLOCK_SKEW_S = 300
@@ -103,18 +103,12 @@ def verify_certificate(event: Event, now: int) -> Certificate:
     if expiration > event.created_at + LIFETIME_S + CLOCK_SKEW_S:
         raise BadCertificate("a certificate claims to live for more than three hours")
     role = _role(subjects[0][2])
-    image = event.tag("r")
-    if role is Role.CONTAINER and not _IMAGE.fullmatch(image or ""):
-        # A tag can be moved to other code after the fact; a digest cannot.
-        raise BadCertificate("a container's certificate does not name its image by digest")
-    if role is Role.APP and image is not None:
-        raise BadCertificate("an app's certificate names an image")
-    return Certificate(event.pubkey, subjects[0][1], role, image, expiration)
+    return Certificate(event.pubkey, subjects[0][1], role, _image_of(event, role), expiration)
 
 
 def verify_certified(event: Event, verifier: Verifier, now: int) -> Certified:
     """An event and all that ties its author to the enclave, from its own tags. Raises `BadInput`."""
-    verify_event(event)
+    check_is_current(event, now)
     root = verify_root(only_tag(event, "tee_root"), verifier, now)
     texts = event.tag_values("tee_cert")
     if len(texts) > len(_ORDER):
@@ -135,12 +129,34 @@ def verify_certified(event: Event, verifier: Verifier, now: int) -> Certified:
     return Certified(root, certificates)
 
 
+def check_is_current(event: Event, now: int) -> None:
+    """Authentic, not from the future, not expired by its own word. Raises `BadInput`."""
+    verify_event(event)
+    if event.created_at > now + CLOCK_SKEW_S:
+        raise BadCertificate("the event is from the future")
+    if is_expired(event, now):
+        raise BadCertificate("the event has expired")
+
+
 def only_tag(event: Event, name: str) -> str:
     """The value of a tag that must stand exactly once: readers must not differ in which they take."""
     values = event.tag_values(name)
     if len(values) != 1:
         raise BadCertificate(f"there is not exactly one {name}")
     return values[0]
+
+
+def _image_of(event: Event, role: Role) -> str | None:
+    match role, event.tag_values("r"):
+        case Role.CONTAINER, [image] if _IMAGE.fullmatch(image):
+            return image
+        case Role.APP, []:
+            return None
+        case Role.CONTAINER, _:
+            # A tag can be moved to other code after the fact; a digest cannot.
+            raise BadCertificate("a container's certificate does not name its image by digest")
+        case _:
+            raise BadCertificate("an app's certificate names an image")
 
 
 def _role(text: str) -> Role:

@@ -50,12 +50,14 @@ def verify_release_signature(event: Event, pcrs: Pcrs) -> Release:
     if event.kind not in (kinds.RELEASE, kinds.OLD_RELEASE):
         raise BadCertificate("release is not a release signature")
     verify_event(event)
+    # Older ones have a tag of each register's name, and no x at all.
+    is_old = not event.has_tag("x")
     for index in MEASURED:
-        # Older ones have a tag of the register's name.
-        measured = measured_tag(event, index) or event.tag(f"PCR{index}")
+        measured = event.tag(f"PCR{index}") if is_old else measured_tag(event, index)
         if measured is None or measured != pcrs.hex(index):
             raise BadCertificate(f"the release is for another PCR{index}")
-    repo = event.tag("r")
-    if not repo:
-        raise BadCertificate("the release names no repository")
-    return Release(event.pubkey, repo, event.tag("v"), signs_for(event))
+    match event.tag_values("r"):
+        case [repo] if repo:
+            return Release(event.pubkey, repo, event.tag("v"), signs_for(event))
+        case _:
+            raise BadCertificate("the release does not name exactly one repository")

@@ -57,7 +57,7 @@ def parse_pointer_untrusted(text: str) -> Pointer:
         if text.startswith("nevent1"):
             event = nostr_sdk.Nip19Event.from_bech32(text)
             author = event.author()
-            found = author.to_hex() if author is not None else None
+            found = pubkey_from_npub_untrusted(author.to_hex()) if author is not None else None
             return Pointer(found, event.event_id().to_hex(), tuple(map(str, event.relays())))
         if text.startswith("note1"):
             return Pointer(None, nostr_sdk.EventId.parse(text).to_hex(), ())

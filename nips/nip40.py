@@ -9,8 +9,9 @@ def is_expired(event: Event, now: int) -> bool:
 
 
 def expiration_of(event: Event) -> int | None:
-    """The ``expiration`` as Unix seconds; None when there is none, or it is no number."""
-    text = event.tag("expiration")
-    if text is None or not (text.isascii() and text.isdecimal() and len(text) <= 15):
-        return None
-    return int(text)
+    """The ``expiration`` as Unix seconds; None when there is none, more than one, or it is no number."""
+    match event.tag_values("expiration"):
+        case [text] if text.isascii() and text.isdecimal() and len(text) <= 15:
+            return int(text)
+        case _:
+            return None

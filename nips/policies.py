@@ -66,14 +66,16 @@ def _serves(release: Release, env: Env) -> bool:
 
 @dataclass(frozen=True)
 class ExpectedRepo:
-    """The announcement and every release signature name this repository."""
+    """Release signatures name this repository, and so does the announcement, whose own word is no evidence."""
 
     repo: str
 
     def check(self, evidence: InstanceEvidence) -> Check:
-        """Fails on an empty name."""
+        """Fails on an empty name, and without any signature."""
         if not self.repo:
             return Check("repo", Outcome.FAILS, "no repository is expected")
+        if not evidence.releases:
+            return Check("repo", Outcome.FAILS, "nobody signed it as a release of any repository")
         named = {evidence.repo, *(release.repo for release in evidence.releases)}
         others = sorted(str(name) for name in named - {self.repo})
         if others:
@@ -108,7 +110,11 @@ class MaxAge:
 
     def check(self, evidence: InstanceEvidence) -> Check:
         """Fails for a limit that is not positive."""
-        age_s = self.now - evidence.root.attested.document.timestamp_s
+        return self.check_root(evidence.root)
+
+    def check_root(self, root: Root) -> Check:
+        """The same for any attestation, such as a container's."""
+        age_s = self.now - root.attested.document.timestamp_s
         outcome = Outcome.HOLDS if age_s <= self.seconds and self.seconds > 0 else Outcome.FAILS
         return Check("age", outcome, f"the document is {max(0, age_s)} s old")
 

@@ -8,11 +8,11 @@ only when all of it holds.
 from collections.abc import Callable, Sequence
 
 from nips import kinds
-from nips.attestation import Attested, Verifier
-from nips.certificates import Certified, only_tag, verify_certified
+from nips.attestation import Attested, Pcrs, Verifier
+from nips.certificates import Certified, check_is_current, only_tag, verify_certified
 from nips.env import BadEnv, Env, env_of, signs_for
 from nips.errors import BadCertificate
-from nips.event import Event, parse_event_json_untrusted, verify_event
+from nips.event import Event, parse_event_json_untrusted
 from nips.nec01 import (
     Root,
     check_env,
@@ -25,7 +25,6 @@ from nips.nec02 import TOLD_PCRS
 from nips.nec03 import verify_builder_signature
 from nips.nec04 import verify_launcher_signature
 from nips.nec05 import MEASURED, Release, measured_tag, verify_release_signature
-from nips.nip40 import is_expired
 from nips.policies import InstanceEvidence, Policy, apply_policies
 from nips.verdict import Examination, Outcome, Verdict
 
@@ -43,7 +42,7 @@ def verify_announcement(
     pcrs = root.attested.pcrs
     exam.examine("measurements", lambda: _check_measurements(event, root))
     builder = _signed(
-        exam, event, "build", "builder", lambda e: verify_builder_signature(e, pcrs, now)
+        exam, event, "build", "builder", lambda e: _check_builder(e, event, pcrs, now)
     )
     launcher = _signed(
         exam, event, "instance", "launcher", lambda e: verify_launcher_signature(e, pcrs)
@@ -90,7 +89,7 @@ def verify_container(
 
 def _authentic(exam: Examination, event: Event, verifier: Verifier, now: int) -> Root | None:
     """The event is its author's, and the author's key lives in an attested enclave."""
-    if exam.examine("announcement", lambda: _check_event(event), lambda _: event.id) is None:
+    if exam.examine("announcement", lambda: _check_event(event, now), lambda _: event.id) is None:
         return None
     is_old = event.kind == kinds.OLD_ANNOUNCEMENT
     find = _old_root if is_old else _root
@@ -101,10 +100,12 @@ def _authentic(exam: Examination, event: Event, verifier: Verifier, now: int) ->
     return root
 
 
-def _check_event(event: Event) -> Event:
+def _check_event(event: Event, now: int) -> Event:
     if event.kind not in (kinds.ANNOUNCEMENT, kinds.OLD_ANNOUNCEMENT):
         raise BadCertificate("the event is no announcement of an instance")
-    verify_event(event)
+    check_is_current(event, now)
+    if len(event.tag_values("r")) > 1:
+        raise BadCertificate("the announcement names more than one repository")
     return event
 
 
@@ -130,11 +131,8 @@ def _say_root(root: Root) -> str:
 
 
 def _check_life(event: Event, root: Root, now: int) -> Attested:
-    if event.kind == kinds.OLD_ANNOUNCEMENT:
-        # Their writers let the tag outlive the certificates; the document's own end was checked above.
-        if is_expired(event, now):
-            raise BadCertificate("the expiration has passed")
-    else:
+    # Writers of the older kind let the tag outlive the certificates; the document's own end was checked.
+    if event.kind != kinds.OLD_ANNOUNCEMENT:
         check_expiration(event, root.attested, now)
     return root.attested
 
@@ -157,6 +155,12 @@ def _check_measurements(event: Event, root: Root) -> str:
         if required and measured_tag(event, index) != pcrs.hex(index):
             raise BadCertificate(f"the announced PCR{index} is not the attested one")
     return f"PCR0 {pcrs.hex(0)}"
+
+
+def _check_builder(build: Event, event: Event, pcrs: Pcrs, now: int) -> str:
+    if build.tag("r") not in (None, event.tag("r")):
+        raise BadCertificate("the builder signed for another repository than announced")
+    return verify_builder_signature(build, pcrs, now)
 
 
 def _signed(
@@ -217,9 +221,9 @@ def _marked(event: Event, role: str) -> list[str]:
 def _check_container_event(event: Event, now: int) -> Event:
     if event.kind != kinds.CONTAINER:
         raise BadCertificate("the event is no announcement of a container")
-    verify_event(event)
-    if not event.has_tag("expiration") or is_expired(event, now):
-        raise BadCertificate("the announcement has expired, or never says when it does")
+    check_is_current(event, now)
+    if not event.has_tag("expiration"):
+        raise BadCertificate("the announcement never says when it expires")
     return event
 
 

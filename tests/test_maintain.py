@@ -301,7 +301,7 @@ KEY = SecretKey.generate().pubkey
      ([KEY, "--dev-root", "/none"], "No such file"), ([KEY, "--crl", "/none"], "No such file"),
      *(([KEY, "--at", at], "--at is a time") for at in ("yesterday", "9" * 30, "-1", "")),
      *(([KEY, "--expect-pcr0", pcr], "96 hex digits") for pcr in ("", "00", "zz" * 48)),
-     ([KEY, "--maintainer", "x"], "not a public key")],
+     ([KEY, "--maintainer", "x"], "not a public key"), ([KEY, "--repo", "x"], "--repo needs --maintainer")],
 )  # fmt: skip
 def test_mistakes_in_a_question_are_one_line_and_exit_2(arguments, why):
     one_line(enclaved("verify", *arguments), 2, why)

@@ -22,7 +22,7 @@ from nips.event import parse_event_json_untrusted, sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip19 import Pointer, npub
-from nips.policies import DebugPolicy, ExpectedMaintainers, ExpectedPcrs
+from nips.policies import DebugPolicy, ExpectedMaintainers, ExpectedPcrs, MaxAge
 from nips.rpc import RpcReply, build_reply, open_request_untrusted
 from nips.verdict import Check, Outcome
 from tests.evidence import HARDWARE, NOW, Enclave, measured, real_event
@@ -116,7 +116,7 @@ async def test_a_container_is_valid_with_its_image_and_its_instance(world):
         assert Answer.VALID is report.answer, report.lines()
         image = f"docker://example.com/app@{DIGEST}"
         assert (image, pubkey, world.ctx.key.pubkey) == (
-            report.facts["image"], report.facts["container"], report.facts["instance"],
+            report.facts["image"], report.facts["author"], report.facts["instance"],
         )  # fmt: skip
         assert image in report.sentence
         (event,) = server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
@@ -252,21 +252,98 @@ async def test_an_instance_that_is_busy_is_not_a_fraud(world):
     assert "rate-limited: slow down" in report.sentence
 
 
-async def test_an_app_is_found_through_its_container_whatever_strangers_say(world):
-    proved(world)
-    pubkey, app = await world.deployed(), SecretKey.generate().pubkey
-    await world.store.write(lambda tx: tx.save_container(replace(tx.container(pubkey), app=app)))
-    stranger = SecretKey.generate()
-    lie = sign_event(
-        stranger, kinds.CONTAINER, "", [("p", app, "app"), ("expiration", str(NOW + 60))], NOW + 1
+async def test_an_app_is_found_by_what_it_signed_itself_and_by_nobody_elses_word(world):
+    enclave = proved(world)
+    pubkey, app = await world.deployed(), SecretKey.generate()
+    row, root = await world.row(pubkey), await world.ctx.proof.current(NOW)
+    claims = [("p", app.pubkey, "app"), ("expiration", str(NOW + 60))]
+    certificates = [
+        build_certificate(
+            enclave.key, pubkey, Role.CONTAINER, NOW, image=row.image, not_after=NOW + 60
+        ),
+        build_certificate(row.key, app.pubkey, Role.APP, NOW, not_after=NOW + 60),
+    ]
+    tags = [
+        ("tee_root", root.event.json.decode()),
+        *(("tee_cert", c.json.decode()) for c in certificates),
+    ]
+    await world.store.write(
+        lambda tx: tx.save_container(replace(tx.container(pubkey), app=app.pubkey))
     )
     async with relay_of(world) as (server, url):
-        server.publish(lie)
-        world.clock.advance(1)
-        report = await ask(world, url, app)
+        server.publish(sign_event(SecretKey.generate(), kinds.CONTAINER, "", claims, NOW))
+        report = await ask(world, url, app.pubkey)
+        assert Answer.COULD_NOT_CHECK is report.answer, (
+            "containers name it, but it said nothing itself"
+        )
+        server.publish(sign_event(app, kinds.NOTE, "hello", [], NOW))
+        server.publish(sign_event(app, kinds.NOTE, "certified", tags, NOW - 1))
+        report = await ask(world, url, app.pubkey)
         assert Answer.VALID is report.answer, report.lines()
-        assert f"{npub(app)} is an app in a container that runs" in report.sentence
-        assert report.checks[-1].name == "app"
+        assert f"{npub(app.pubkey)} is an app in a container of docker://" in report.sentence
+
+
+async def test_events_of_another_author_expired_ones_and_future_ones(world):
+    enclave = proved(world)
+    root = await world.ctx.proof.current(NOW)
+    proof = ("tee_root", root.event.json.decode())
+    expired = sign_event(enclave.key, kinds.NOTE, "", [proof, ("expiration", "5")], NOW)
+    future = sign_event(enclave.key, kinds.NOTE, "", [proof], NOW + 1_000)
+    good = sign_event(enclave.key, kinds.NOTE, "", [proof], NOW)
+    async with relay_of(world) as (server, url):
+        for event in (future, good):
+            server.publish(event)
+        assert Answer.VALID is (await ask(world, url, event_id=good.id)).answer
+        report = await ask(world, url, SecretKey.generate().pubkey, event_id=good.id)
+        assert (Answer.NOT_VALID, True) == (
+            report.answer,
+            "another key's than asked" in report.sentence,
+        )
+        report = await ask(world, url, event_id=future.id)
+        assert (Answer.NOT_VALID, True) == (report.answer, "future" in report.sentence)
+
+    class Archive:
+        async def find(self, filters, relay_urls):
+            return [expired] if any(f.matches(expired) for f in filters) else []
+
+    question = Question(
+        Pointer(None, expired.id, ()), ("wss://x",), HARDWARE.verifier, NOW, (DebugPolicy(),)
+    )
+    report = await verify(question, Archive())
+    assert (Answer.NOT_VALID, True) == (report.answer, "has expired" in report.sentence)
+
+
+async def test_a_container_certified_by_other_code_or_long_ago(world):
+    enclave = proved(world)
+    pubkey = await world.deployed()
+    row = await world.row(pubkey)
+    other = Enclave(image="other", key=world.ctx.key)
+    certificate = build_certificate(
+        enclave.key, pubkey, Role.CONTAINER, NOW, image=row.image, not_after=NOW + 9_000
+    )
+
+    def note(home):
+        tags = [
+            ("tee_root", home.root_event().json.decode()),
+            ("tee_cert", certificate.json.decode()),
+        ]
+        return sign_event(row.key, kinds.NOTE, "", tags, NOW)
+
+    async with relay_of(world) as (server, url):
+        theirs = note(other)
+        server.publish(theirs)
+        report = await ask(world, url, event_id=theirs.id)
+        assert (Answer.NOT_VALID, True) == (
+            report.answer,
+            "other code than the instance" in report.sentence,
+        )
+        mine = note(enclave)
+        server.publish(mine)
+        world.clock.advance(100)
+        report = await ask(
+            world, url, event_id=mine.id, policies=[DebugPolicy(), MaxAge(60, NOW + 100)]
+        )
+        assert (Answer.NOT_VALID, True) == (report.answer, "100 s old" in report.sentence)
 
 
 async def test_signatures_of_keys_that_nobody_named_are_told_as_such(world):

@@ -1,6 +1,7 @@
 """Who signed an image, and which release is the newest: the rules, over plain facts."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -81,35 +82,37 @@ class ReleaseVerdict:
 
 def judge(image: Claim, signers: Sequence[str], claims: Sequence[Claim]) -> ReleaseVerdict:
     """``image``: what is asked about (its ``signer`` plays no part)."""
-    return ReleaseVerdict(tuple(_judge_one(image, signer, claims) for signer in signers))
+    signed: dict[str, set[str]] = defaultdict(set)
+    for claim in claims:
+        if (claim.repo, claim.version) == (image.repo, image.version):
+            signed[claim.signer].add(claim.image_id)
+    return ReleaseVerdict(tuple(SignerVerdict(s, _says(image, signed[s])) for s in signers))
 
 
-def _judge_one(image: Claim, signer: str, claims: Sequence[Claim]) -> SignerVerdict:
-    same = [
-        claim.image_id
-        for claim in claims
-        if (claim.signer, claim.repo, claim.version) == (signer, image.repo, image.version)
-    ]
-    if any(image_id != image.image_id for image_id in same):
-        # Two images under one version: which of them is meant, nobody can tell.
-        return SignerVerdict(signer, Signed.CONTRADICTS)
-    return SignerVerdict(signer, Signed.SIGNED if same else Signed.MISSING)
+def _says(image: Claim, image_ids: set[str]) -> Signed:
+    if not image_ids:
+        return Signed.MISSING
+    # Two images under one version: which of them is meant, nobody can tell.
+    return Signed.SIGNED if image_ids == {image.image_id} else Signed.CONTRADICTS
 
 
 def newest_by_all(repo: str, signers: Sequence[str], claims: Sequence[Claim]) -> str | None:
     """The newest version for which every signer signed one and the same image."""
-    if not signers:
-        return None
-    versions = {claim.version for claim in claims if claim.repo == repo}
-    parsed = [(version, text) for text in versions if (version := parse_version(text))]
-    for _, text in sorted(parsed, key=lambda pair: pair[0], reverse=True):
-        ids = {c.image_id for c in claims if (c.repo, c.version) == (repo, text)}
-        if any(
-            judge(Claim("", repo, image_id, text), signers, claims).is_signed_by_all
-            for image_id in ids
-        ):
-            return text
-    return None
+    by_version: dict[str, list[Claim]] = defaultdict(list)
+    for claim in claims:
+        if claim.repo == repo and claim.signer in signers:
+            by_version[claim.version].append(claim)
+    agreed = [
+        (version, text)
+        for text, signed in by_version.items()
+        if (version := parse_version(text)) and _all_agree(signers, signed)
+    ]
+    return max(agreed)[1] if agreed else None
+
+
+def _all_agree(signers: Sequence[str], claims: Sequence[Claim]) -> bool:
+    signed = {claim.signer for claim in claims}
+    return signed == set(signers) and len({claim.image_id for claim in claims}) == 1
 
 
 def is_newer(version: str, than: str) -> bool:

@@ -298,3 +298,24 @@ def test_the_newest_needs_one_image_signed_by_all():
     verdict = judge(Claim("", "r", "y", "1.1.0"), ["a", "b"], claims)
     assert [Signed.SIGNED, Signed.CONTRADICTS] == [s.signed for s in verdict.signers]
     assert not judge(Claim("", "r", "y", "1.1.0"), [], claims).is_signed_by_all
+
+
+def test_many_claims_cost_little():
+    """A signer may publish without end: the work grows with their number, not with its square."""
+    signers = [f"{n:064x}" for n in range(16)]
+    claims = [Claim(signers[0], "r", f"{n:064x}", f"1.0.{n % 50}") for n in range(20_000)]
+    assert newest_by_all("r", signers, claims) is None
+    assert (
+        Signed.CONTRADICTS
+        is judge(Claim("", "r", "x", "1.0.1"), signers, claims).signers[0].signed
+    )
+
+
+async def test_a_release_stuffed_with_signatures_is_refused(world):
+    signer = SecretKey.generate()
+    signatures = [build_image_signature(signer, identity(), NOW)] * 17
+    event = sign_event(
+        signer, kinds.IMAGE_RELEASE, "", release_announcement_tags(identity(), signatures), NOW
+    )
+    with pytest.raises(ValueError, match="more than 16"):
+        verify_image_release(event)

@@ -426,6 +426,41 @@ def test_certificates_of_another_profile(kind):
     assert why[kind] in refused(verifier, raw, NOW)
 
 
+# Extensions on which the parser fails with exceptions of every family, or that it does not know.
+ODD_EXTENSIONS = {
+    "2.5.29.17": ("3002a300", "3002a500", "ff", "3003870101"),
+    "2.5.29.18": ("3002a300",),
+    "2.5.29.31": ("30083006a004a002a300",),
+    "2.5.29.35": ("3004a102a300",),
+    "2.5.29.30": ("3006a0043002a300",),
+    "1.3.6.1.5.5.7.1.1": ("300e300c06082b06010505073001a300",),
+    "1.3.6.1.5.5.7.1.24": ("3003020107",),
+    "2.5.29.15": ("030100",),
+    "2.5.29.54": ("0201ff",),
+}
+
+
+@pytest.mark.parametrize(
+    ("oid", "value"), [(o, v) for o, values in ODD_EXTENSIONS.items() for v in values]
+)
+@pytest.mark.parametrize("signed", [True, False], ids=["by the chain", "by a stranger"])
+def test_odd_extensions_raise_nothing_of_their_own(oid, value, signed):
+    parent, now = HARDWARE.authority.cas[-1], datetime.datetime.fromtimestamp(NOW, datetime.UTC)
+    key = ec.generate_private_key(ec.SECP384R1())
+    odd = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), bytes.fromhex(value))
+    certificate = (
+        x509.CertificateBuilder(
+            parent.certificate.subject, parent.certificate.subject, key.public_key(), 7
+        )
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(odd, critical=False)
+        .sign(parent.key if signed else key, hashes.SHA384())
+    )
+    verifier, raw = chain_document(HARDWARE.authority, Signer(key, certificate))
+    assert refused(verifier, raw, NOW)
+
+
 def test_what_is_remembered_is_forgotten_in_time_and_holds_nowhere_else():
     """Signatures that held are remembered; validity, place and parent are judged anew."""
     verifier, raw = HARDWARE.verifier, HARDWARE.document(b"k", PCRS)
@@ -480,6 +515,11 @@ def test_revocation_lists():
     }
     for why, raw_crl in cases.items():
         assert why in refused(Verifier(anchor, [raw_crl]), raw, NOW)
+    whole = crl(cas[-1], [leaf_serial])
+    for index in range(0, len(whole), 3):
+        changed = bytearray(whole)
+        changed[index] ^= 1 << (index % 8)
+        refused(Verifier(anchor, [bytes(changed)]), raw, NOW)
     # The same serial number under another issuer is another certificate.
     assert Verifier(anchor, [crl(cas[0], [leaf_serial])]).verify(raw, NOW)
     assert "more than 8" in refused(Verifier(anchor, [b""] * 9), raw, NOW)

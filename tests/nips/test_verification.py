@@ -1,9 +1,11 @@
 """An announcement or a container is believed only when all of it holds; each test changes one thing."""
 
+import base64
 import json
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,14 +161,48 @@ def test_an_announcement_ends_with_its_document(enclave, at, why):
 
 @pytest.mark.parametrize(
     ("expiration", "why"),
-    [([(str(NOW),)], "passed"), ([(str(NOW - 1),)], "passed"), (None, "there is none"), ([("soon",)], "there is none"),
+    [([(str(NOW + 60),), (str(NOW + 60),)], "there is none"), ([(str(NOW),)], "passed"), ([(str(NOW - 1),)], "passed"), (None, "there is none"), ([("soon",)], "there is none"),
      ([(str(NOW + 3 * 3600 + 1),)], "beyond the end of the leaf")],
 )  # fmt: skip
 def test_expiration_tags(enclave, expiration, why):
     event = enclave.announcement()
-    assert why in failure(enclave, resigned(enclave, event, expiration=expiration))
+    assert failure(enclave, resigned(enclave, event, expiration=expiration))
     root = resigned(enclave, enclave.root_event(), expiration=expiration).json.decode()
     assert why in failure(enclave, resigned(enclave, event, tee_root=[(root,)]))
+
+
+def test_events_from_the_future_and_from_two_repositories(enclave):
+    event = enclave.announcement()
+    assert "from the future" in failure(enclave, resigned(enclave, event, now=NOW + 301))
+    more = [(REPO,), ("https://example.com/other",)]
+    assert "more than one repository" in failure(enclave, resigned(enclave, event, r=more))
+
+
+def test_a_builder_signs_for_the_repository_that_is_announced(enclave):
+    other = build_builder_signature(
+        enclave.builder,
+        enclave.certificate,
+        repo="https://example.com/other",
+        version="1",
+        env="prod",
+        now=NOW,
+    )
+    assert "another repository" in failure(enclave, enclave.announcement(builder=other))
+
+
+def test_old_tags_of_a_release_do_not_stand_in_for_new_ones_that_contradict(enclave):
+    maintainer, pcrs = enclave.maintainers[0], enclave.root().attested.pcrs
+    legacy = [(f"PCR{i}", pcrs.hex(i)) for i in range(3)]
+    wrong = [("x", measured(n).hex(), f"PCR{i}") for i in range(3) for n in ("a", "b")]
+    for tags in ([*legacy, *wrong], [*legacy, ("x", "00", "PCR0")]):
+        event = sign_event(maintainer, kinds.RELEASE, "", [("r", REPO), ("t", "prod"), *tags], NOW)
+        with pytest.raises(BadInput, match="another PCR0"):
+            verify_release_signature(event, pcrs)
+    old = sign_event(maintainer, kinds.OLD_RELEASE, "", [("r", REPO), ("t", "prod"), *legacy], NOW)
+    assert REPO == verify_release_signature(old, pcrs).repo
+    two = sign_event(maintainer, kinds.OLD_RELEASE, "", [("r", REPO), ("r", "x"), *legacy], NOW)
+    with pytest.raises(BadInput, match="exactly one repository"):
+        verify_release_signature(two, pcrs)
 
 
 @pytest.mark.parametrize("t", [[("dev",)], [("debug",)], None, [("prod",), ("dev",)], [("test",)]])
@@ -273,6 +309,15 @@ def test_a_builders_certificate_must_be_his_own_and_for_nostr():
             verify_builder_certificate(text, builder.pubkey, at)
 
 
+@pytest.mark.parametrize("version", [1, 3, 4, 127])
+def test_a_certificate_of_an_odd_version_is_refused_like_any_other(enclave, version):
+    """The parser has an exception of its own for it, of no family."""
+    der = bytearray(enclave.certificate.public_bytes(Encoding.DER))
+    der[der.index(bytes.fromhex("a003020102")) + 4] = version
+    with pytest.raises(BadInput):
+        verify_builder_certificate(base64.b64encode(der).decode(), enclave.builder.pubkey, NOW)
+
+
 def test_the_launcher_is_tied_to_the_machine(enclave):
     elsewhere = build_launcher_signature(enclave.launcher, "i-0123456789abcdef0", "prod", NOW)
     assert "PCR4 is not" in failure(enclave, enclave.announcement(launcher=elsewhere))
@@ -327,6 +372,11 @@ def test_production_is_signed_for_by_everybody(enclave):
 )  # fmt: skip
 def test_policies_fail_closed(enclave, policies, why):
     assert why in failure(enclave, enclave.announcement(), policies)
+
+
+def test_an_announcements_own_word_for_its_repository_is_no_evidence():
+    unsigned = Enclave(env=Env.DEV, maintainers=[])
+    assert "nobody signed it" in failure(unsigned, unsigned.announcement(), [ExpectedRepo(REPO)])
 
 
 @pytest.mark.parametrize("name", ["tee_root", "build", "instance"])
@@ -458,6 +508,10 @@ def test_a_certificate_by_itself(enclave):
         "not of kind": resigned(enclave, good, kind=kinds.ATTESTATION),
         "by digest": resigned(enclave, good, r=[("docker://example.com/app:latest",)]),
         "digest": resigned(enclave, good, r=None),
+        "image by digest": resigned(
+            enclave, good, r=[(f"docker://{IMAGE}",), (f"docker://{IMAGE}",)]
+        ),
+        "by digest$": resigned(enclave, good, r=[("docker://\x1b[2J@sha256:" + "ab" * 32,)]),
         "one subject": resigned(enclave, good, p=[(subject, "container"), (subject, "container")]),
         "its role": resigned(enclave, good, p=[(subject,)]),
         "unknown role": resigned(enclave, good, p=[(subject, "king")]),
