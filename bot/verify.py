@@ -210,8 +210,8 @@ class _Verification:
 
     def _sentence(self, subject: Event, instance: InstanceEvidence) -> str:
         parts = [self._what(subject, instance), self._code(instance)]
-        if self._question.ask_instance:
-            parts.append("proved just now over our nonce")
+        fresh = "proved just now over our nonce" if self._question.ask_instance else "as announced"
+        parts.append(fresh)
         anchor = instance.root.attested.anchor
         if anchor.is_development:
             parts.append(f"by the development root {anchor.sha256[:16]}… that nobody else trusts")

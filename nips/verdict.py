@@ -1,7 +1,7 @@
 """A verdict: every check that was made, with its outcome and the evidence. A value, not a boolean.
 
 An examination runs rules one after another. A rule returns what it established or raises `BadInput`
-with the reason; either way it leaves one line behind. A verdict without a check is not valid:
+with the reason; either way it leaves one line behind. A verdict in which nothing holds is not valid:
 nothing examined means nothing proved.
 """
 
@@ -40,8 +40,9 @@ class Verdict:
 
     @property
     def is_valid(self) -> bool:
-        """At least one check, and none that fails."""
-        return bool(self.checks) and not self.failures
+        """At least one check that holds, and none that fails."""
+        holding = any(check.outcome is Outcome.HOLDS for check in self.checks)
+        return holding and not self.failures
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -51,9 +52,10 @@ class Verdict:
     @property
     def reason(self) -> str:
         """The first failure in words; empty for a valid verdict."""
-        if not self.checks:
-            return "nothing was examined"
-        return next((f"{check.name}: {check.evidence}" for check in self.failures), "")
+        if self.is_valid:
+            return ""
+        told = (f"{check.name}: {check.evidence}" for check in self.failures)
+        return next(told, "nothing was examined")
 
 
 class Examination:
