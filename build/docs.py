@@ -23,6 +23,16 @@ An encrypted RPC is an event of kind 29425 with a `p` tag for the instance; its 
 
 An `error` starts with a machine word: {codes}.
 """
+INSIDE = """
+# From inside a container
+
+A websocket at `ENCLAVED_ENDPOINT`, with the header `token: <ENCLAVED_TOKEN>`; both stand in the container's environment, and
+the token works from its address only. `{"id", "method", "params"}` in, `{"id", "result"}` or `{"id", "error"}` out.
+
+- `get_challenge {pubkey}`: what the app must sign with that key: kind 22242 with the tags `relay`, `challenge` and `p`.
+- `create_certificate {pubkey, proof}`: `{root, certs}`, the instance's attestation (23793), its certificate for the container
+  and the container's for the app (23797). In the tags `tee_root` and `tee_cert` of the app's events they let anybody verify it.
+"""
 
 
 def protocol() -> str:
@@ -37,7 +47,7 @@ def protocol() -> str:
             for name, required, says in route.parameter_help()
         ]
         parts.append(f"\nReturns: {route.returns}\n")
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join(parts).rstrip() + "\n" + INSIDE
 
 
 def commands() -> str:
