@@ -28,18 +28,20 @@ RETRY_S = 60
 @dataclass(frozen=True)
 class Refreshed:
     """``conflicts``: services that hold something that is not ours, or is ahead of us, and were left alone.
-    ``members``: how many different parts are kept; ``needed``: how many yield the key."""
+    ``members``: how many different parts are kept; ``needed``: how many yield the key. ``is_outdated``: those
+    that failed would yield it as well, with an older head than ours."""
 
     stored: tuple[str, ...]
     failed: tuple[str, ...]
     conflicts: tuple[str, ...]
     members: int
     needed: int
+    is_outdated: bool
 
     @property
     def is_safe(self) -> bool:
-        """We can get the key back, and no service that answers still knows an older state only."""
-        return self.members >= self.needed and not self.failed
+        """We can get the key back, and what we saw cannot be used to bring back an older state."""
+        return self.members >= self.needed and not self.is_outdated
 
 
 class Keeper:
@@ -75,12 +77,15 @@ class Keeper:
         if confirmed:
             # Given up once is given up: from now on the rule holds without exception.
             self._forget = False
+        failed = [s for s in wanted if s not in confirmed]
+        old = [value for s in failed if (value := held[s]) is not None]
         return Refreshed(
             stored=tuple(s.pubkey for s in confirmed),
-            failed=tuple(s.pubkey for s in wanted if s not in confirmed),
+            failed=tuple(s.pubkey for s in failed),
             conflicts=tuple(s.pubkey for s in foreign),
             members=len({wanted[s].index for s in confirmed}),
             needed=self._split.threshold,
+            is_outdated=any(value.head != self._head for value in old) and self._yields_key(old),
         )
 
     def _may_replace(self, reply: GetReply, value: Stored | None) -> bool:
@@ -145,4 +150,7 @@ class Keeper:
     def _is_spare(self, service: Service, held: Mapping[Service, Stored | None]) -> bool:
         """Whether the others yield the key without what this one holds."""
         others = [value for other, value in held.items() if value is not None and other != service]
-        return self._key in [found.key for found in gather(others)]
+        return self._yields_key(others)
+
+    def _yields_key(self, values: Sequence[Stored]) -> bool:
+        return self._key in [found.key for found in gather(values)]
