@@ -51,15 +51,16 @@ async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[
     with only_one(state):
         relay, own_urls = _embedded_relay(config, clock)
         trusted = (*own_urls, *config.relays.urls, *config.escrow.relays)
-        events = RelayEvents(trusted, relay, own_urls)
+        # Two, since each goes to few relays at once: what strangers have us look up must not hold up escrow.
+        for_escrow, for_strangers = (RelayEvents(trusted, relay, own_urls) for _ in range(2))
         async with trio.open_nursery() as nursery:
             if relay is not None:
                 relays = config.relays
                 await nursery.start(relay.serve, relays.embedded_host, relays.embedded_port)
-            awake = await wake(config, events, own_urls, clock, forget_state=forget_state)
+            awake = await wake(config, for_escrow, own_urls, clock, forget_state=forget_state)
             if relay is not None:
                 relay.belongs_to(awake.key.pubkey)
-            async with _build(config, clock, awake, events, relay, own_urls) as app:
+            async with _build(config, clock, awake, for_strangers, relay, own_urls) as app:
                 yield app
             nursery.cancel_scope.cancel()
 

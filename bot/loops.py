@@ -22,6 +22,8 @@ from keycrux_client.refresh import RETRY_S as RETRY_ESCROW_S
 log = structlog.get_logger()
 RETRY_S = 2
 LOOKS_AT_ONCE = 8
+# Without escrow, whoever comes now would lose all when this enclave ends.
+UNSAFE_S = 3_600
 
 
 async def _every(what: str, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
@@ -173,6 +175,7 @@ async def _announce_instance(app: App) -> None:
 
 async def _escrow(app: App) -> None:
     """Services forget our key when they restart, and after three days."""
+    safe_at = trio.current_time()
     while app.keeper is not None:
         safe = False
         try:
@@ -182,6 +185,10 @@ async def _escrow(app: App) -> None:
             level("escrow", stored=done.stored, failed=done.failed, conflicts=done.conflicts)
         except Exception:
             log.exception("loop failed", loop="escrow")
+        now = trio.current_time()
+        safe_at = now if safe else safe_at
+        unsafe = now - safe_at >= UNSAFE_S
+        app.ctx.admission.closed_because = "our key is not safe in escrow" if unsafe else None
         await trio.sleep(EVERY_S if safe else RETRY_ESCROW_S)
 
 

@@ -39,7 +39,7 @@ async def instance_events(ctx: Context) -> tuple[list[Event], int]:
         version=places.version,
         repo=places.repo,
         relay_urls=places.relay_urls,
-        open_for_new=free > 0,
+        open_for_new=free > 0 and ctx.admission.closed_because is None,
         price_msat=policy.tariff.price_msat,
         interval_s=policy.tariff.interval_s,
         units_free=free,

@@ -75,6 +75,13 @@ class Places:
         return self.public_url.partition("://")[2].rstrip("/") if self.public_url else None
 
 
+@dataclass
+class Admission:
+    """Whether new containers are taken: not while what they would entrust to us could be lost."""
+
+    closed_because: str | None = None
+
+
 @dataclass(frozen=True)
 class Context:
     """Handlers see the world only through this."""
@@ -91,6 +98,7 @@ class Context:
     places: Places
     # None outside of an enclave: then nothing is proved, and everything says debug.
     proof: Proof | None = None
+    admission: Admission = field(default_factory=Admission)
 
     @property
     def env(self) -> Env:

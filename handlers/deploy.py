@@ -39,6 +39,8 @@ async def deploy(ctx: Context, caller: Caller, params: DeployParams) -> dict[str
     The wallet is asked before anything is written: an invoice that no row knows was never shown to
     anybody, so a crash in between loses nothing.
     """
+    if ctx.admission.closed_because is not None:
+        return unavailable(f"no new containers now: {ctx.admission.closed_because}")
     if caller.public and params.env:
         return restricted("environment variables may be secrets: use the encrypted RPC")
     refusal = await ctx.store.read(lambda tx: _no_room(tx, ctx, caller, params.units))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -15,6 +16,10 @@ from bot.boot.unlock import Halted
 from bot.boot.wake import wake
 from bot.config import ConfigError, load
 from bot.devstack.nsm import DevNsm, serve
+from bot.loops import _escrow
+from handlers.announce import instance_events
+from handlers.errors import Refusal
+from keycrux_client.refresh import Refreshed
 from nips.env import Env
 from nips.keys import SecretKey
 from nips.nip47 import format_uri
@@ -131,3 +136,37 @@ async def test_without_the_named_root_nothing_is_believed(place):
     place.attestation.nsm.chmod(0o666)
     with pytest.raises(NsmUnusable, match="other users"):
         await woken(place)
+
+
+async def test_no_new_containers_while_our_key_is_not_safe_in_escrow(
+    world, autojump_clock, nursery
+):
+    """An hour without escrow closes the door; the first refresh that succeeds opens it again."""
+    outcomes = []
+
+    class Keeper:
+        async def refresh(self):
+            if outcomes[0] is None:
+                raise RuntimeError("the module is gone")
+            return Refreshed((), (), (), members=outcomes[0], needed=2, is_outdated=False)
+
+    nursery.start_soon(_escrow, SimpleNamespace(keeper=Keeper(), ctx=world.ctx))
+
+    async def deploy():
+        return await world.call("deploy", docker="example.com/app:1", units=1)
+
+    for outcome, seconds, closed in (
+        (3, 0, False),
+        (1, 3_000, False),
+        (1, 1_200, True),
+        (3, 120, False),
+        (None, 4_300, True),
+    ):
+        outcomes[:] = [outcome]
+        await trio.sleep(seconds + 0.001)
+        result = await deploy()
+        assert closed is isinstance(result, Refusal), (outcome, seconds)
+        assert closed is (world.ctx.admission.closed_because is not None)
+        (announcement, *_), _ = await instance_events(world.ctx)
+        assert ("false" if closed else "true") == announcement.tag("o")
+    assert "our key is not safe in escrow" in str(result)
