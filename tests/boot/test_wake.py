@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 from cryptography.hazmat.primitives.serialization import Encoding
+from trio.testing import wait_all_tasks_blocked
 
 import bot.boot.wake
 from bot.adapters.nsm import NsmUnusable
@@ -138,9 +139,7 @@ async def test_without_the_named_root_nothing_is_believed(place):
         await woken(place)
 
 
-async def test_no_new_containers_while_our_key_is_not_safe_in_escrow(
-    world, autojump_clock, nursery
-):
+async def test_no_new_containers_while_our_key_is_not_safe_in_escrow(world, mock_clock, nursery):
     """An hour without escrow closes the door; the first refresh that succeeds opens it again."""
     outcomes = []
 
@@ -150,20 +149,24 @@ async def test_no_new_containers_while_our_key_is_not_safe_in_escrow(
                 raise RuntimeError("the module is gone")
             return Refreshed((), (), (), members=outcomes[0], needed=2, is_outdated=False)
 
+    outcomes.append(3)
     nursery.start_soon(_escrow, SimpleNamespace(keeper=Keeper(), ctx=world.ctx))
+    await wait_all_tasks_blocked()
 
     async def deploy():
         return await world.call("deploy", docker="example.com/app:1", units=1)
 
     for outcome, seconds, closed in (
-        (3, 0, False),
+        (3, 60, False),
         (1, 3_000, False),
         (1, 1_200, True),
         (3, 120, False),
         (None, 4_300, True),
     ):
         outcomes[:] = [outcome]
-        await trio.sleep(seconds + 0.001)
+        for _ in range(seconds // 60):
+            mock_clock.jump(60)
+            await wait_all_tasks_blocked()
         result = await deploy()
         assert closed is isinstance(result, Refusal), (outcome, seconds)
         assert closed is (world.ctx.admission.closed_because is not None)
