@@ -17,6 +17,7 @@ from bot.boot.unlock import Halted
 from bot.client import CallRefused, NoAnswer, open_client
 from bot.config import ConfigError, load
 from bot.maintain import CannotRelease
+from bot.report import printable
 from bot.signer import SignerProblem
 from nips.errors import BadInput, BadKey
 from nips.keys import SecretKey
@@ -46,8 +47,23 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = options.do(options)
         return code
     except EXPECTED as error:
-        print(f"enclaved: error: {error}", file=sys.stderr)
-        return 1
+        return _fail(error)
+    except BaseExceptionGroup as group:
+        # What fails inside a nursery arrives wrapped, as often as there are nurseries around it.
+        expected, others = group.split(EXPECTED)
+        if expected is None or others is not None:
+            raise
+        return _fail(_innermost(expected))
+
+
+def _fail(error: BaseException) -> int:
+    print(f"enclaved: error: {printable(str(error))}", file=sys.stderr)
+    return 1
+
+
+def _innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _innermost(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,17 +105,8 @@ def _run(options: argparse.Namespace) -> int:
             async with app.start(config, forget_state=options.forget_state) as built:
                 await app.run(built)
 
-    # A failure inside the nursery arrives wrapped; the one expected there is worth a plain line.
-    try:
-        trio.run(serve)
-    except* EXPECTED as group:
-        raise _innermost(group) from None
+    trio.run(serve)
     return 0
-
-
-def _innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = group.exceptions[0]
-    return _innermost(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:
@@ -117,10 +124,7 @@ def _call(options: argparse.Namespace) -> int:
         async with open_client(key, options.relay) as client:
             return await client.call(service, options.method, **params)
 
-    try:
-        print(json.dumps(trio.run(call), indent=2, ensure_ascii=False))
-    except* (CallRefused, NoAnswer) as group:
-        raise group.exceptions[0] from None
+    print(json.dumps(trio.run(call), indent=2, ensure_ascii=False))
     return 0
 
 
