@@ -10,10 +10,16 @@ from handlers.domain.limits import Limits, image_fits, limits_for
 from handlers.domain.ports_pool import MAX_PORTS_PER_CONTAINER
 from handlers.domain.pricing import sat_ceil
 from handlers.domain.quote import Quote
-from handlers.errors import Code, Refusal, invalid
+from handlers.errors import Refusal, invalid
 from handlers.params import IMAGE, integer, param
 from handlers.ports import ImageProblem, ResolvedImage
-from handlers.release import check_release, read_labels, release_result, tell_signers
+from handlers.release import (
+    check_release,
+    image_refusal,
+    read_labels,
+    release_result,
+    tell_signers,
+)
 
 MAX_VOLUMES = 8
 
@@ -48,9 +54,7 @@ async def resolve(ctx: Context, ref: ImageRef, units: int) -> ResolvedImage | Re
         )
     found = await ctx.registry.resolve(ref)
     if isinstance(found, ImageProblem):
-        return Refusal(
-            Code.INVALID if found.permanent else Code.UNAVAILABLE, f"{ref}: {found.text}"
-        )
+        return image_refusal(ref, found)
     problem = _unfit(found, limits_for(units, ctx.policy.unit_size))
     if problem is not None:
         return invalid(f"{ref}: {problem}")

@@ -53,10 +53,15 @@ async def release(ctx: Context, caller: Caller, params: ReleaseParams) -> dict[s
     """Resolve the image, then ask the relays that it names for its signers' words."""
     found = await ctx.registry.resolve(params.docker)
     if isinstance(found, ImageProblem):
-        code = Code.INVALID if found.permanent else Code.UNAVAILABLE
-        return Refusal(code, f"{params.docker}: {found.text}")
+        return image_refusal(params.docker, found)
     report = await check_release(ctx.events, found)
     return {"image": params.docker.pinned(found.digest), **release_result(report)}
+
+
+def image_refusal(ref: ImageRef, problem: ImageProblem) -> Refusal:
+    """Why an image cannot be had, as an answer to its asker."""
+    code = Code.INVALID if problem.permanent else Code.UNAVAILABLE
+    return Refusal(code, f"{ref}: {problem.text}")
 
 
 async def check_release(

@@ -114,3 +114,28 @@ def test_nip44_known_vector():
         )
         == "a"
     )
+
+
+def test_pointers_of_every_kind():
+    from nips.nip19 import Pointer, parse_pointer_untrusted
+
+    key, event_id = SecretKey.generate().pubkey, "ab" * 32
+    public, relays = (
+        nostr_sdk.PublicKey.parse(key),
+        [nostr_sdk.RelayUrl.parse("wss://relay.example.com")],
+    )
+    urls, event = ("wss://relay.example.com",), nostr_sdk.EventId.parse(event_id)
+    cases = {
+        public.to_bech32(): Pointer(key, None, ()),
+        key: Pointer(key, None, ()),
+        nostr_sdk.Nip19Profile(public, relays).to_bech32(): Pointer(key, None, urls),
+        nostr_sdk.Nip19Event(event, public, None, relays).to_bech32(): Pointer(
+            key, event_id, urls
+        ),
+        nostr_sdk.Nip19Event(event, None, None, []).to_bech32(): Pointer(None, event_id, ()),
+        event.to_bech32(): Pointer(None, event_id, ()),
+    }
+    for text, pointer in cases.items():
+        assert (
+            pointer == parse_pointer_untrusted(text) == parse_pointer_untrusted(f" nostr:{text} ")
+        )
