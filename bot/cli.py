@@ -9,16 +9,17 @@ from pathlib import Path
 
 import trio
 
-from bot import app, cli_proof, logging
+from bot import app, logging
 from bot.adapters.docker_engine import EngineUnusable
 from bot.adapters.nsm import NsmUnusable
 from bot.boot.identity import read_secret_text
 from bot.boot.unlock import Halted
 from bot.client import CallRefused, NoAnswer, open_client
 from bot.config import ConfigError, load
-from bot.maintain import CannotRelease
-from bot.report import printable
-from bot.signer import SignerProblem
+from bot.trust import commands as trust_commands
+from bot.trust.maintain import CannotRelease
+from bot.trust.report import printable
+from bot.trust.signer import SignerProblem
 from nips.errors import BadInput, BadKey
 from nips.keys import SecretKey
 from nips.nip19 import npub, nsec, pubkey_from_npub_untrusted
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     call.add_argument("method")
     call.add_argument("params", nargs="*", help="name=value; a value may be JSON")
     call.set_defaults(do=_call)
-    cli_proof.add_commands(commands)
+    trust_commands.add_commands(commands)
     key = commands.add_parser("key", help="make a key file, or show the npub of one")
     key.add_argument("file", type=Path)
     key.set_defaults(do=_key)

@@ -13,8 +13,8 @@ import trio
 from bot.adapters.relay_events import RelayEvents
 from bot.boot.identity import load_key
 from bot.clock import SystemClock
-from bot.maintain import CannotRelease, Maintenance, read_measurements, sign_measurements
-from bot.signer import BunkerSigner, KeySigner, SignerProblem, client_key_beside
+from bot.trust.maintain import CannotRelease, Maintenance, read_measurements, sign_measurements
+from bot.trust.signer import BunkerSigner, KeySigner, SignerProblem, client_key_beside
 from handlers.domain.image import parse_image_ref
 from nips import kinds, nip44
 from nips.errors import BadInput

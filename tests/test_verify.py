@@ -9,8 +9,8 @@ import trio
 from bot.adapters.relay_events import RelayEvents
 from bot.doors import rpc
 from bot.relay.server import RelayServer
-from bot.report import Answer, Report
-from bot.verify import Question, verify
+from bot.trust.report import Answer, Report
+from bot.trust.verify import Question, verify
 from handlers.announce import instance_events, queue_container_events
 from handlers.proof import Proof
 from nips import kinds
@@ -179,9 +179,9 @@ async def test_an_instance_outside_of_an_enclave_proves_nothing(world):
 
 
 async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
-    import bot.challenge
+    import bot.trust.challenge
 
-    monkeypatch.setattr(bot.challenge, "ANSWER_S", 0.5)
+    monkeypatch.setattr(bot.trust.challenge, "ANSWER_S", 0.5)
     proved(world)
     async with relay_of(world, answers=False) as (server, url):
         unknown = SecretKey.generate().pubkey

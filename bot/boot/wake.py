@@ -13,7 +13,7 @@ import structlog
 
 from bot.adapters.nsm import NsmAttester, open_transport
 from bot.adapters.relay_events import RelayEvents
-from bot.anchors import load_anchor
+from bot.boot.anchors import load_anchor
 from bot.boot.identity import load_key, read_bounded
 from bot.boot.standing import (
     NotProduction,

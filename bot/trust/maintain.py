@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.relay_events import RelayEvents
-from bot.signer import Signer
+from bot.trust.signer import Signer
 from handlers.domain.image import ImageRef
 from handlers.ports import ImageProblem, ResolvedImage
 from handlers.release import ReleaseReport, check_release, read_labels

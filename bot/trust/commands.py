@@ -13,14 +13,14 @@ import trio
 
 from bot.adapters.oci_registry import OciRegistry, RegistryConfig
 from bot.adapters.relay_events import RelayEvents
-from bot.anchors import load_anchor
+from bot.boot.anchors import load_anchor
 from bot.boot.identity import read_secret_text
 from bot.clock import SystemClock
-from bot.maintain import CannotRelease, Maintenance, sign_measurements
 from bot.relay.courier import bring
-from bot.report import Answer, Report, printable
-from bot.signer import BunkerSigner, KeySigner, Signer, client_key_beside
-from bot.verify import Question, verify
+from bot.trust.maintain import CannotRelease, Maintenance, sign_measurements
+from bot.trust.report import Answer, Report, printable
+from bot.trust.signer import BunkerSigner, KeySigner, Signer, client_key_beside
+from bot.trust.verify import Question, verify
 from handlers.domain.image import BadImageRef, ImageRef, parse_image_ref
 from handlers.release import release_result
 from nips.attestation import Verifier

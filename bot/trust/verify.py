@@ -9,8 +9,8 @@ What could not be looked at is never reported as good: the exit code is 0 only w
 from dataclasses import dataclass
 
 from bot.adapters.relay_events import RelayEvents
-from bot.challenge import challenge, check_answer
-from bot.report import Answer, Report
+from bot.trust.challenge import challenge, check_answer
+from bot.trust.report import Answer, Report
 from nips import kinds
 from nips.attestation import Verifier
 from nips.certificates import Certified, verify_certified
