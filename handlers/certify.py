@@ -23,7 +23,7 @@ from nips.errors import BadInput
 from nips.event import Event
 
 CHALLENGE_S = 60
-MAX_CHALLENGES = 1_000
+MAX_CHALLENGES_EACH = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Certifier:
     """Challenges live in memory: after a restart the app simply asks again."""
 
     def __init__(self) -> None:
-        self._challenges: dict[tuple[str, str], tuple[str, int]] = {}
+        # By container, then by app: one tenant's challenges never crowd out another's.
+        self._challenges: dict[str, dict[str, tuple[str, int]]] = {}
 
     async def challenge(
         self, ctx: Context, container: str, params: ChallengeParams
@@ -60,11 +61,11 @@ class Certifier:
         endpoint, now = ctx.places.container_endpoint, ctx.clock.now()
         if endpoint is None:
             return unavailable("there is no endpoint for containers here")
-        self._forget(now)
-        if len(self._challenges) >= MAX_CHALLENGES:
-            return unavailable("too many challenges are open; retry later")
-        text = secrets.token_hex(32)
-        self._challenges[container, params.pubkey] = (text, now + CHALLENGE_S)
+        text, open_now = secrets.token_hex(32), self._open(container, now)
+        open_now[params.pubkey] = (text, now + CHALLENGE_S)
+        while len(open_now) > MAX_CHALLENGES_EACH:
+            # Its own oldest; another container's never.
+            open_now.pop(next(iter(open_now)))
         tags = [["relay", endpoint], ["challenge", text], ["p", container]]
         return {"kind": 22242, "tags": tags, "expires_at": now + CHALLENGE_S}
 
@@ -99,8 +100,8 @@ class Certifier:
         if params.proof is None:
             return restricted("prove the key: ask get_challenge, sign it, send it as proof")
         # Used up, whatever comes of it.
-        text, ends = self._challenges.pop((container, params.pubkey), ("", 0))
-        if ends < ctx.clock.now():
+        text, _ = self._open(container, ctx.clock.now()).pop(params.pubkey, ("", 0))
+        if not text:
             return restricted("there is no open challenge for this key; ask get_challenge")
         endpoint = frozenset({(ctx.places.container_endpoint or "").rstrip("/")})
         try:
@@ -111,8 +112,14 @@ class Certifier:
             return invalid("the proof is of another key, or for another container")
         return None
 
-    def _forget(self, now: int) -> None:
-        self._challenges = {k: v for k, v in self._challenges.items() if v[1] >= now}
+    def _open(self, container: str, now: int) -> dict[str, tuple[str, int]]:
+        """The container's challenges that have not ended, by app; those of all others that ended are forgotten."""
+        self._challenges = {
+            name: still
+            for name, opened in self._challenges.items()
+            if (still := {app: at for app, at in opened.items() if at[1] >= now})
+        }
+        return self._challenges.setdefault(container, {})
 
 
 def _remember_app(tx: Tx, container: str, app: str) -> Container | None:

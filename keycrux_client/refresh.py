@@ -4,7 +4,8 @@ Two rules, whatever happens between any two lines:
 
 - A service is asked before it is given anything, and a value that was not written with our key is never
   replaced: it may be the only one that opens somebody's state, ours from another life included.
-- A value of ours gives way to a different one only while the others yield the key without it.
+- A value of ours gives way to a different one only while the others yield the key without it, and would
+  still do so, together with the new one, if one of them were lost as well.
 
 What a service took is read back: it counts when it is there.
 """
@@ -27,13 +28,15 @@ RETRY_S = 60
 
 @dataclass(frozen=True)
 class Refreshed:
-    """``conflicts``: services that hold something that is not ours, or is ahead of us, and were left alone.
+    """``conflicts``: services that hold something that is not ours, or is ahead of us, and were left alone;
+    ``ahead`` names those of them that hold what another one of us wrote, with our key.
     ``members``: how many different parts are kept; ``needed``: how many yield the key. ``is_outdated``: those
     that failed would yield it as well, with an older head than ours."""
 
     stored: tuple[str, ...]
     failed: tuple[str, ...]
     conflicts: tuple[str, ...]
+    ahead: tuple[str, ...]
     members: int
     needed: int
     is_outdated: bool
@@ -73,16 +76,18 @@ class Keeper:
         answering = [s for s in services if replies[s].got is not Got.SILENT]
         foreign = [s for s in answering if not self._may_replace(replies[s], held[s])]
         wanted = self._wanted([s for s in answering if s not in foreign], held)
+        before = dict(held)
         confirmed = await self._store(wanted, held)
         if confirmed:
             # Given up once is given up: from now on the rule holds without exception.
             self._forget = False
         failed = [s for s in wanted if s not in confirmed]
-        old = [value for s in failed if (value := held[s]) is not None]
+        old = [value for s in failed if (value := before[s]) is not None]
         return Refreshed(
             stored=tuple(s.pubkey for s in confirmed),
             failed=tuple(s.pubkey for s in failed),
             conflicts=tuple(s.pubkey for s in foreign),
+            ahead=tuple(s.pubkey for s in foreign if self._is_ours(held[s])),
             members=len({wanted[s].index for s in confirmed}),
             needed=self._split.threshold,
             is_outdated=any(value.head != self._head for value in old) and self._yields_key(old),
@@ -91,10 +96,13 @@ class Keeper:
     def _may_replace(self, reply: GetReply, value: Stored | None) -> bool:
         if reply.got is Got.NONE or self._forget:
             return True
-        if value is None or not value.is_authentic(self._key):
+        if value is None or not self._is_ours(value):
             return False
         # Written with our key, and ahead of us or beside us: another one of us is running.
         return value.head == self._head or value.head.number < self._head.number
+
+    def _is_ours(self, value: Stored | None) -> bool:
+        return value is not None and value.is_authentic(self._key)
 
     def _wanted(
         self, services: Sequence[Service], held: Mapping[Service, Stored | None]
@@ -135,22 +143,33 @@ class Keeper:
                 held[service] = wanted[service]
                 confirmed.append(service)
 
+        same = [s for s in wanted if self._is_same_part(held[s], wanted[s])]
         async with trio.open_nursery() as nursery:
-            for service in wanted:
-                if self._is_same_part(held[service], wanted[service]):
-                    nursery.start_soon(store, service)
-        for service in wanted:
-            if service not in confirmed and self._is_spare(service, held):
+            for service in same:
+                nursery.start_soon(store, service)
+        for service in (s for s in wanted if s not in same):
+            if self._is_spare(service, wanted[service], held):
+                # Until it is read back, nobody knows which of the two it has.
+                held[service] = None
                 await store(service)
         return confirmed
 
     def _is_same_part(self, value: Stored | None, wanted: Stored) -> bool:
         return value is None or self._forget or value.secret == wanted.secret
 
-    def _is_spare(self, service: Service, held: Mapping[Service, Stored | None]) -> bool:
-        """Whether the others yield the key without what this one holds."""
+    def _is_spare(
+        self, service: Service, new: Stored, held: Mapping[Service, Stored | None]
+    ) -> bool:
+        """Whether what this one holds may be given up for ``new``."""
+        mine = held[service]
         others = [value for other, value in held.items() if value is not None and other != service]
-        return self._yields_key(others)
+        if mine is not None and mine.threshold > 1 and mine.secret in {o.secret for o in others}:
+            # The same share twice is worth one.
+            return True
+        return self._yields_key(others) and all(
+            self._yields_key([new, *(other for other in others if other is not lost)])
+            for lost in others
+        )
 
     def _yields_key(self, values: Sequence[Stored]) -> bool:
         return self._key in [found.key for found in gather(values)]

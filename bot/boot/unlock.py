@@ -8,7 +8,7 @@ The order of writes, so that a crash between any two of them loses nothing:
 """
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -70,7 +70,7 @@ class Unlocker:
     async def _decide(
         self, backup: Backup, raw: bytes
     ) -> tuple[Restore | CreateFresh | Halt, int]:
-        """Asked again and again, while another answer is possible; and how many services there are."""
+        """Asked again and again, while another answer is possible; and how many services answer."""
         decision: Restore | CreateFresh | Halt = Halt("escrow was not asked yet", retry=True)
         waits, heard = _waits(), 0
         with trio.move_on_after(self.halt_after_s):
@@ -94,7 +94,11 @@ class Unlocker:
         if backup is Backup.ABSENT and any(c.opened for c in escrow.candidates):
             # A first start that got as far as escrow: what it wrote aside is the backup.
             backup = Backup.PRESENT
-        return decide(backup, escrow, forget_state=self.forget_state), len(found.services)
+        decision = decide(backup, escrow, forget_state=self.forget_state)
+        if isinstance(decision, Halt) and backup is Backup.ABSENT and raw:
+            told = "a first start was interrupted, and nobody was served by it; "
+            decision = replace(decision, reason=told + decision.reason)
+        return decision, escrow.answered
 
     async def _restore(self, decision: Restore, raw: bytes, heard: int) -> Unlocked:
         inside, head = unseal_untrusted(decision.key, raw)
@@ -115,7 +119,7 @@ class Unlocker:
         sealed = seal(key, fresh)
         write_whole(self._aside, sealed)
         keeper = self._keeper(key, fresh.split, sealed, fresh.number, forget=forgetting)
-        await self._make_safe(keeper)
+        await self._make_safe(keeper, is_fresh=True)
         self._aside.rename(self.path)
         return Unlocked(fresh.identity, keeper)
 
@@ -125,13 +129,16 @@ class Unlocker:
         head = Head(number, digest_of(sealed))
         return Keeper(self.client, self.find_services, key, split, head, forget=forget)
 
-    async def _make_safe(self, keeper: Keeper) -> None:
-        """Nobody is served while our key is in this memory alone."""
+    async def _make_safe(self, keeper: Keeper, *, is_fresh: bool = False) -> None:
+        """Nobody is served while our key is in this memory alone, or while a service that was not heard
+        before turns out to hold another state of ours."""
         done: Refreshed | None = None
         waits = _waits()
         with trio.move_on_after(self.halt_after_s):
             while True:
                 done = await keeper.refresh()
+                if done.ahead or (is_fresh and done.conflicts):
+                    raise Halted(f"a service holds another state of ours: {_why_unsafe(done)}")
                 if done.is_safe:
                     log.info("escrow holds our key", services=list(done.stored))
                     return

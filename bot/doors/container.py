@@ -6,8 +6,9 @@ token that leaked is worth nothing elsewhere; an address alone is not asked anyt
 """
 
 import hmac
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -25,7 +26,7 @@ from handlers.params import parse_params
 
 log = structlog.get_logger()
 MAX_MESSAGE_BYTES, MAX_QUEUED_BYTES = 65_536, 1 << 18
-MAX_CONNECTIONS, MAX_PER_CONTAINER = 512, 4
+MAX_CONNECTIONS, MAX_PER_ADDRESS = 512, 4
 SILENT_S = 600
 Method = tuple[type, Callable[[Context, str, Any], Awaitable[Any]]]
 
@@ -40,7 +41,7 @@ class ContainerDoor:
             "get_challenge": (ChallengeParams, certifier.challenge),
             "create_certificate": (CertificateParams, certifier.certificate),
         }
-        self._open: dict[str, int] = {}
+        self._open: Counter[str] = Counter()
 
     async def serve(
         self, host: str, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
@@ -52,8 +53,10 @@ class ContainerDoor:
 
     async def _client(self, stream: trio.SocketStream) -> None:
         try:
-            if sum(self._open.values()) < MAX_CONNECTIONS:
-                await self._serve_client(stream)
+            address = str(stream.socket.getpeername()[0]).removeprefix("::ffff:")
+            with self._place(address) as is_free:
+                if is_free:
+                    await self._serve_client(stream, address)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it went away in mid-sentence
         except Exception:
@@ -62,11 +65,24 @@ class ContainerDoor:
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _serve_client(self, stream: trio.SocketStream) -> None:
+    @contextmanager
+    def _place(self, address: str) -> Iterator[bool]:
+        """Counted from the first byte: who says nothing takes up a place as well."""
+        if self._open[address] >= MAX_PER_ADDRESS or self._open.total() >= MAX_CONNECTIONS:
+            yield False
+            return
+        self._open[address] += 1
+        try:
+            yield True
+        finally:
+            self._open[address] -= 1
+            self._open = +self._open  # addresses without a connection are forgotten
+
+    async def _serve_client(self, stream: trio.SocketStream, address: str) -> None:
         caller: list[str] = []
 
         async def check(protocol: ServerProtocol, request: Request) -> Response | None:
-            container = await self._who(stream, request.headers.get("token", ""))
+            container = await self._who(address, request.headers.get("token", ""))
             if container is None:
                 return protocol.reject(HTTPStatus.FORBIDDEN, "not your channel\n")
             caller.append(container)
@@ -81,7 +97,6 @@ class ContainerDoor:
         if websocket is None:
             return
         (container,) = caller
-        self._open[container] = self._open.get(container, 0) + 1
         try:
             async with trio.open_nursery() as nursery, aclosing(websocket.messages()) as frames:
                 nursery.start_soon(websocket.run_writer)
@@ -94,21 +109,19 @@ class ContainerDoor:
                             break
                 nursery.cancel_scope.cancel()
         finally:
-            self._open[container] -= 1
-            self._open = {name: count for name, count in self._open.items() if count}
             await websocket.close()
 
-    async def _who(self, stream: trio.SocketStream, token: str) -> str | None:
+    async def _who(self, address: str, token: str) -> str | None:
         """The container that calls, or None when address and token do not agree."""
-        address = str(stream.socket.getpeername()[0]).removeprefix("::ffff:")
         pubkey = (await self._ctx.engine.addresses()).get(address)
-        if pubkey is None or self._open.get(pubkey, 0) >= MAX_PER_CONTAINER:
+        if pubkey is None:
             return None
         row = await self._ctx.store.read(lambda tx: tx.container(pubkey))
         if row is None:
             return None
         expected = container_token(self._ctx, pubkey, row.generation)
-        return pubkey if hmac.compare_digest(expected, token) else None
+        given = token.encode(errors="surrogateescape")
+        return pubkey if hmac.compare_digest(expected.encode(), given) else None
 
     async def answer(self, container: str, frame: bytes) -> bytes:
         """One request; never raises for anything that a request can cause."""

@@ -25,6 +25,7 @@ from websockets.uri import parse_uri
 READ_BYTES = 65_536
 HANDSHAKE_S = 10
 DRAIN_S = 30
+MAX_FRAGMENTS = 1_024
 FindAddress = Callable[[str, int], Awaitable[str]]
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, OSError, ssl.SSLError)
 
@@ -96,6 +97,9 @@ class Websocket:
                 if frame.opcode in (Opcode.PING, Opcode.PONG):
                     continue
                 if frame.opcode not in (Opcode.TEXT, Opcode.CONT):
+                    return
+                if len(parts) >= MAX_FRAGMENTS:
+                    # A message's size is bounded elsewhere; empty pieces of it are not.
                     return
                 parts.append(bytes(frame.data))
                 if frame.fin:

@@ -190,6 +190,30 @@ async def test_nobody_is_served_while_no_service_takes_the_key(escrow, path, aut
     assert not path.exists()
 
 
+async def test_a_service_that_was_hidden_until_we_had_made_a_key_stops_us(
+    escrow, path, tmp_path, autojump_clock
+):
+    code = escrow.code()
+    escrow.add_service()
+    (holder,) = escrow.lane.announcements
+    identity = await boot(escrow, code, path)
+    escrow.add_service()
+    asked = 0
+
+    async def find_services():
+        nonlocal asked
+        asked += 1
+        shown = [e for e in announced if asked > 1 or e is not holder]
+        escrow.lane.announcements = shown
+        return await escrow.find_services()
+
+    announced = escrow.lane.announcements
+    elsewhere = Unlocker(code.client, find_services, tmp_path / "other.sealed", 1, 60, False)
+    with pytest.raises(Halted, match="a service holds another state of ours"):
+        await elsewhere.unlock()
+    assert identity == await boot(escrow, code, path)
+
+
 async def crash_at(escrow, code, path, count, monkeypatch):
     """Boot, and die at the count-th step. Whether it died."""
     steps, died = 0, False

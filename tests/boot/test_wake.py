@@ -147,7 +147,7 @@ async def test_no_new_containers_while_our_key_is_not_safe_in_escrow(world, mock
         async def refresh(self):
             if outcomes[0] is None:
                 raise RuntimeError("the module is gone")
-            return Refreshed((), (), (), members=outcomes[0], needed=2, is_outdated=False)
+            return Refreshed((), (), (), (), members=outcomes[0], needed=2, is_outdated=False)
 
     outcomes.append(3)
     nursery.start_soon(_escrow, SimpleNamespace(keeper=Keeper(), ctx=world.ctx))

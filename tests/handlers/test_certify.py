@@ -1,6 +1,8 @@
 """The channel for containers: only the container itself is heard, and only proven keys are vouched for."""
 
-from contextlib import asynccontextmanager
+import socket
+import struct
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import orjson
@@ -132,6 +134,18 @@ async def test_proofs_that_prove_nothing(world, inside):
     )
 
 
+async def test_one_tenants_challenges_crowd_out_nobody_elses(world, inside):
+    door, container = inside
+    other, app = await world.deployed(name="other"), SecretKey.generate()
+    proof = await proof_of(door, other, app)
+    keys = [SecretKey.generate().pubkey for _ in range(40)]
+    for key in keys:
+        assert "tags" in await call(door, container, "get_challenge", pubkey=key)
+    assert "certs" in await call(door, other, "create_certificate", pubkey=app.pubkey, proof=proof)
+    late = await call(door, container, "create_certificate", pubkey=keys[0], proof=proof)
+    assert "no open challenge" in late, "its own oldest is forgotten"
+
+
 async def test_a_containers_own_key_is_no_apps(world, inside):
     door, container = inside
     row = await world.row(container)
@@ -189,8 +203,15 @@ async def knock(port, token):
     if token is not None:
         request.headers["token"] = token
     protocol.send_request(request)
-    await stream.send_all(b"".join(protocol.data_to_send()))
-    protocol.receive_data(await stream.receive_some(65_536))
+    try:
+        await stream.send_all(b"".join(protocol.data_to_send()))
+        data = await stream.receive_some(65_536)
+        if not data:
+            raise ValueError("hung up")
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    protocol.receive_data(data)
     (response,) = protocol.events_received()
     return response.status_code, stream, protocol
 
@@ -236,13 +257,28 @@ async def test_a_container_cannot_take_all_the_places(world, inside):
     door, container = inside
     token = container_token(world.ctx, container, 1)
     async with served(door) as port:
-        opened = [await knock(port, token) for _ in range(4)]
-        assert [101] * 4 == [code for code, _, _ in opened]
-        assert 403 == await status(port, token)
-        for _, stream, _ in opened:
+        # Two that say nothing, and a crowd that comes at once: four places in all.
+        silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(2)]
+        await trio.sleep(0.05)
+        opened, refused = [], []
+
+        async def come():
+            try:
+                opened.append(await knock(port, token))
+            except (trio.BrokenResourceError, ValueError):
+                refused.append(1)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(come)
+        assert (2, 18) == (len(opened), len(refused))
+        for stream in [*silent, *(stream for _, stream, _ in opened)]:
             await stream.aclose()
         with trio.fail_after(5):
-            while 101 != await status(port, token):
+            while True:
+                with suppress(ValueError, trio.BrokenResourceError):
+                    if 101 == await status(port, token):
+                        break
                 await trio.sleep(0.05)
 
 
@@ -257,6 +293,17 @@ async def test_garbage_ends_one_connection_and_no_other(world, inside):
                     await stream.receive_some(100)
                 except trio.BrokenResourceError:
                     pass
+        assert 101 == await status(port, token)
+
+
+async def test_a_connection_that_is_reset_at_once_ends_nothing_else(world, inside):
+    door, container = inside
+    token = container_token(world.ctx, container, 1)
+    async with served(door) as port:
+        for _ in range(50):
+            with socket.create_connection(("127.0.0.1", port)) as hasty:
+                # Close without goodbye: whoever accepts it finds no peer to name.
+                hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         assert 101 == await status(port, token)
 
 

@@ -182,7 +182,7 @@ async def test_a_value_gives_way_only_while_the_others_yield_the_key(escrow):
         sets[0], escrow.lane.tamper = 0, drop_after(count)
         done = await code.keeper(KEY, Head(2 + count, "bb"), split).refresh()
         escrow.lane.tamper = None
-        assert done.is_safe is (count >= 2), "two shares are enough"
+        assert done.is_safe is (count == 3), "what was not read back may be the old one"
         assert KEY in [c.key for c in sight(await code.get_all()).candidates], count
     assert {split.set_id} == {set_id for set_id, _ in shares(await code.get_all())}
 
