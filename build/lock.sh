@@ -8,4 +8,4 @@ trap 'rm -rf "$tools"' EXIT
 "$tools/bin/pip" install --quiet --disable-pip-version-check uv
 options=(--quiet --generate-hashes --python-version 3.11 --no-header --no-emit-index-url --no-emit-find-links)
 "$tools/bin/uv" pip compile "${options[@]}" pyproject.toml -o build/requirements.lock
-"$tools/bin/uv" pip compile "${options[@]}" pyproject.toml --group dev -o build/requirements-dev.lock
+"$tools/bin/uv" pip compile "${options[@]}" pyproject.toml --no-strip-extras --extra nfqueue --group dev -o build/requirements-dev.lock

@@ -21,11 +21,14 @@ need gcc gcc # a test builds a probe that tries to open forbidden sockets
 [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || missing+=(libc6-dev)
 need docker-registry docker-registry
 need iptables iptables
+need nft nftables
+need unbound unbound
 need ip iproute2
 need nsenter util-linux
 need sysctl procps
 need tini tini
 need shellcheck shellcheck
+[ -e /usr/include/libnetfilter_queue/libnetfilter_queue.h ] || missing+=(libnetfilter-queue-dev)
 [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1 || missing+=(busybox-static)
 
 python=""
@@ -36,6 +39,8 @@ for candidate in python3.11 python3.12 python3; do
     fi
 done
 [ -n "$python" ] || missing+=(python3 python3-venv)
+header='import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
+"${python:-false}" -c "$header" 2>/dev/null || missing+=(python3-dev)
 
 if [ ${#missing[@]} -gt 0 ]; then
     say "installing ${missing[*]}"
@@ -57,7 +62,11 @@ if ! cmp -s "$lock" "$stamp"; then
     say "making the virtual environment from $lock"
     rm -rf .venv
     "$python" -m venv .venv
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r "$lock"
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+    install=(.venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps)
+    # NetfilterQueue comes as source: it is built with what the lock file names, and fetches nothing.
+    tools='/^(cython|setuptools)==/ {found = 1} found; !/\\$/ {found = 0}'
+    "${install[@]}" --require-hashes -r <(awk "$tools" "$lock")
+    "${install[@]}" --require-hashes --no-build-isolation -r "$lock"
+    "${install[@]}" --no-build-isolation -e .
     cp "$lock" "$stamp"
 fi

@@ -1,0 +1,166 @@
+"""The data plane of `tun`: a process per direction that does nothing but blocking system calls.
+
+One read moves up to 64 KiB, so Python is not what costs; the two directions of one process did cost, by
+passing the interpreter's lock back and forth (docs/performance.md). `netstack.link` starts these processes
+and ends them; a pump ends by itself with one line on standard output that says why.
+
+outbound: the TUN device -> frames on the stream. Standard input closed means: drain and half-close.
+inbound:  frames on the stream -> checked -> the TUN device.
+"""
+
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from dataclasses import asdict, dataclass
+
+from netstack import counters
+from netstack.framing import HEADER, MAX_PAYLOAD, PACKET, PING_FRAME, next_frame
+from netstack.packet import Malformed
+from netstack.policy import Guard, Rules, inspect
+
+BATCH_BYTES = 256 * 1024
+_ROOM = MAX_PAYLOAD + HEADER.size
+# The kernel drops this packet: its offload header, the device being down, no memory. Counted, not fatal.
+_KERNEL_DROPS = frozenset(
+    {errno.EINVAL, errno.EIO, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.ENETDOWN}
+)
+TUN_GONE = "the TUN device is gone"
+
+
+class Ended(Exception):
+    """The pump's work is over; the message says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a pump is told on its command line. File descriptors are inherited."""
+
+    direction: str
+    tun_fd: int
+    stream_fd: int
+    counters_fd: int
+    heartbeat_s: float
+    rules: Rules
+
+    def command(self) -> list[str]:
+        """How to start it."""
+        return [sys.executable, "-m", "netstack.pump", json.dumps(asdict(self))]
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """What it must be given."""
+        return (self.tun_fd, self.stream_fd, self.counters_fd)
+
+
+def outbound(job: Job, stream: socket.socket, words: memoryview) -> None:
+    """Raises `Ended`, OSError."""
+    buffer = bytearray(BATCH_BYTES + _ROOM)
+    view = memoryview(buffer)
+    poller = select.poll()
+    poller.register(job.tun_fd, select.POLLIN)
+    poller.register(sys.stdin.fileno(), select.POLLIN)
+    heartbeat_ms = int(job.heartbeat_s * 1000)
+    draining = False
+    while True:
+        size, packets = _fill(job.tun_fd, buffer, view)
+        if size:
+            stream.sendall(view[:size])
+            words[counters.PACKETS] += packets
+            words[counters.BYTES] += size
+        elif draining:
+            stream.shutdown(socket.SHUT_WR)
+            raise Ended("drained")
+        elif ready := poller.poll(heartbeat_ms):
+            draining = any(fd != job.tun_fd for fd, _ in ready)
+        else:
+            stream.sendall(PING_FRAME)
+
+
+def _fill(tun_fd: int, buffer: bytearray, view: memoryview) -> tuple[int, int]:
+    """Frames of all packets that wait at the device, up to a batch: bytes and packets."""
+    at = packets = 0
+    readv, pack = os.readv, HEADER.pack_into
+    try:
+        while at < BATCH_BYTES:
+            size = readv(tun_fd, (view[at + 4 : at + _ROOM],))
+            pack(buffer, at, size)  # a packet's kind is 0
+            at += size + 4
+            packets += 1
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        raise Ended(f"{TUN_GONE}: {error.strerror}") from error
+    return at, packets
+
+
+def inbound(job: Job, stream: socket.socket, words: memoryview) -> None:
+    """Raises `Ended`, `Malformed`, OSError."""
+    guard = Guard(job.rules)
+    buffer = bytearray(BATCH_BYTES + _ROOM)
+    view = memoryview(buffer)
+    have = 0
+    while True:
+        received = stream.recv_into(view[have:])
+        if not received:
+            raise Ended("the peer closed")
+        words[counters.BYTES] += received
+        have += received
+        used = _deliver(job.tun_fd, guard, view, have, words)
+        if used:
+            buffer[: have - used] = view[used:have]
+            have -= used
+
+
+def _deliver(tun_fd: int, guard: Guard, view: memoryview, have: int, words: memoryview) -> int:
+    """All whole frames, in order. Returns how many bytes they were."""
+    at = 0
+    while (frame := next_frame(view, at, have)) is not None:
+        kind, start, at = frame
+        if kind != PACKET:
+            continue
+        verdict = inspect(guard, view, start, at)
+        if verdict:
+            words[counters.DROPPED + verdict] += 1
+            continue
+        try:
+            os.write(tun_fd, view[start:at])
+            words[counters.PACKETS] += 1
+        except OSError as error:
+            if error.errno not in _KERNEL_DROPS:
+                raise Ended(f"{TUN_GONE}: {error.strerror}") from error
+            words[counters.REFUSED] += 1
+    return at
+
+
+def run(job: Job) -> str:
+    """Pump until the end. Returns why it came."""
+    stream = socket.socket(fileno=job.stream_fd)
+    words = counters.attach(job.counters_fd).words
+    try:
+        (outbound if job.direction == "outbound" else inbound)(job, stream, words)
+    except Ended as end:
+        return str(end)
+    except Malformed as error:
+        return f"malformed: {error}"
+    except BlockingIOError:
+        return "the peer is silent" if job.direction == "inbound" else "the peer takes nothing"
+    except OSError as error:
+        return f"stream: {error.strerror}"
+    raise AssertionError("a pump never returns")
+
+
+def main() -> None:
+    """``python -m netstack.pump <job as JSON>``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    told = json.loads(sys.argv[1])
+    rules = Rules(**{name: tuple(each) for name, each in told.pop("rules").items()})
+    reason = run(Job(**told, rules=rules))
+    sys.stdout.write(reason)
+
+
+if __name__ == "__main__":
+    main()
