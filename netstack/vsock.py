@@ -18,7 +18,7 @@ log = structlog.get_logger()
 _SO_VM_BUFFER_SIZE, _SO_VM_BUFFER_MAX_SIZE = 0, 2
 BUFFER_BYTES = 1 << 20
 CONNECT_S = 5.0
-BACKLOG = 16
+BACKLOG = 128
 ACCEPT_AGAIN_S = 0.1
 
 

@@ -59,7 +59,8 @@ def ask(kind, host, port, source_port=0, size=10, timeout_ms=3_000):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(("", source_port))
         sock.connect((host, port))
-        sock.sendall(b"x" * size)
+        for sent in range(0, max(size, 1), 1 << 20):
+            sock.sendall(b"x" * min(size - sent, 1 << 20))
         if kind == "tcp":
             sock.shutdown(socket.SHUT_WR)
         return sock.recv(200).decode()
