@@ -23,6 +23,8 @@ need docker-registry docker-registry
 need iptables iptables
 need nft nftables
 need unbound unbound
+need qemu-system-x86_64 qemu-system-x86 # its libraries: tests/vm runs a newer one, unpacked
+need iperf3 iperf3 # make bench-net
 need ip iproute2
 need nsenter util-linux
 need sysctl procps

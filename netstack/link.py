@@ -187,7 +187,7 @@ class Link:
             try:
                 tun.set_offloads(queue.fd, queue.offloads & hello.offloads)
                 log.info("link.up", queue=queue.number, mtu=hello.mtu)
-                reason = await self._pump(queue, sock)
+                reason = await self._pump(queue, sock, coalesce=bool(hello.offloads & tun.USO4))
                 log.info("link.down", queue=queue.number, reason=reason)
                 if reason.startswith(TUN_GONE):
                     raise tun.TunGone(reason)
@@ -195,12 +195,20 @@ class Link:
                 queue.session = None
                 queue.ended.set()
 
-    async def _pump(self, queue: _Queue, sock: trio.socket.SocketType) -> str:
+    async def _pump(self, queue: _Queue, sock: trio.socket.SocketType, *, coalesce: bool) -> str:
         """Both pumps until one ends. Returns its reason."""
         config = self._config
         with vsock.make_blocking(sock, config.silence_s) as stream:
             jobs = {
-                name: Job(name, queue.fd, stream.fileno(), c.fd, config.heartbeat_s, config.rules)
+                name: Job(
+                    name,
+                    queue.fd,
+                    stream.fileno(),
+                    c.fd,
+                    config.heartbeat_s,
+                    config.rules,
+                    coalesce,
+                )
                 for name, c in (("outbound", queue.outbound), ("inbound", queue.inbound))
             }
             pumps = {name: Child(job.command(), job.inherited) for name, job in jobs.items()}

@@ -31,8 +31,8 @@ from netstack.layout import (
 )
 from netstack.policy import FORBIDDEN, FORBIDDEN_V6
 
-# One device queue holds this many packets before TCP is told to wait: more would only add latency.
-QUEUE_PACKETS = 128
+# As an Ethernet device: with 128, a burst of datagrams is lost while a pump waits for its turn.
+QUEUE_PACKETS = 1_000
 MOST_MTU, LEAST_MTU = 1_500, 1_280
 # The kernel's main table has what Docker and devices need; ours has all that leads outwards.
 TABLE = 4_544

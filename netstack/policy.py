@@ -132,7 +132,7 @@ OFFLOAD_HEADER = struct.Struct("<BBHHHH")
 NEEDS_CSUM, DATA_VALID = 1, 2
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
 # The kernel's least segment (tcp_min_snd_mss), and its most segments in one UDP packet.
-_MIN_TCP_SEGMENT, _MAX_UDP_SEGMENTS = 48, 128
+MIN_TCP_SEGMENT, _MAX_UDP_SEGMENTS = 48, 128
 # GSO type -> protocol, address length, offset of the checksum in the transport's header, its length
 _SEGMENTED = {
     GSO_TCPV4: (TCP, (4,), 16, 20),
@@ -176,5 +176,5 @@ def _segments_well(
     if csum_offset != checksum_at or payload < 0:
         return False
     if protocol == TCP:
-        return gso_size >= _MIN_TCP_SEGMENT
+        return gso_size >= MIN_TCP_SEGMENT
     return gso_size > 0 and payload <= gso_size * _MAX_UDP_SEGMENTS

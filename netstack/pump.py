@@ -18,9 +18,11 @@ import sys
 from dataclasses import asdict, dataclass
 
 from netstack import counters
+from netstack.coalesce import MOST_SIZE, Coalescer
+from netstack.fastpath import Judge, make_judge
 from netstack.framing import HEADER, MAX_PAYLOAD, PACKET, PING_FRAME, next_frame
 from netstack.packet import Malformed
-from netstack.policy import Guard, Rules, inspect
+from netstack.policy import Guard, Rules
 
 BATCH_BYTES = 256 * 1024
 _ROOM = MAX_PAYLOAD + HEADER.size
@@ -45,6 +47,8 @@ class Job:
     counters_fd: int
     heartbeat_s: float
     rules: Rules
+    # The peer's kernel takes UDP super-packets.
+    coalesce: bool = False
 
     def command(self) -> list[str]:
         """How to start it."""
@@ -58,48 +62,55 @@ class Job:
 
 def outbound(job: Job, stream: socket.socket, words: memoryview) -> None:
     """Raises `Ended`, OSError."""
-    buffer = bytearray(BATCH_BYTES + _ROOM)
-    view = memoryview(buffer)
+    buffer = memoryview(bytearray(BATCH_BYTES + _ROOM))
+    coalescer = Coalescer(buffer)
+    most_small = MOST_SIZE if job.coalesce else 0
     poller = select.poll()
     poller.register(job.tun_fd, select.POLLIN)
     poller.register(sys.stdin.fileno(), select.POLLIN)
     heartbeat_ms = int(job.heartbeat_s * 1000)
     draining = False
     while True:
-        size, packets = _fill(job.tun_fd, buffer, view)
+        size, packets = _fill(job.tun_fd, buffer, coalescer, most_small)
         if size:
-            stream.sendall(view[:size])
+            stream.sendall(buffer[:size])
             words[counters.PACKETS] += packets
             words[counters.BYTES] += size
         elif draining:
             stream.shutdown(socket.SHUT_WR)
             raise Ended("drained")
-        elif ready := poller.poll(heartbeat_ms):
+        if size < BATCH_BYTES:  # else more waits for sure, and asking would cost a system call
+            ready = poller.poll(heartbeat_ms)
             draining = any(fd != job.tun_fd for fd, _ in ready)
-        else:
-            stream.sendall(PING_FRAME)
+            if not ready:
+                stream.sendall(PING_FRAME)
 
 
-def _fill(tun_fd: int, buffer: bytearray, view: memoryview) -> tuple[int, int]:
+def _fill(tun_fd: int, view: memoryview, coalescer: Coalescer, most_small: int) -> tuple[int, int]:
     """Frames of all packets that wait at the device, up to a batch: bytes and packets."""
     at = packets = 0
-    readv, pack = os.readv, HEADER.pack_into
+    readv, pack, add = os.readv, HEADER.pack_into, coalescer.add
     try:
         while at < BATCH_BYTES:
             size = readv(tun_fd, (view[at + 4 : at + _ROOM],))
-            pack(buffer, at, size)  # a packet's kind is 0
-            at += size + 4
             packets += 1
+            if size < most_small:
+                at = add(at, size)
+            else:
+                coalescer.close()
+                pack(view, at, size)  # a packet's kind is 0
+                at += size + 4
     except BlockingIOError:
         pass
     except OSError as error:
         raise Ended(f"{TUN_GONE}: {error.strerror}") from error
+    coalescer.close()
     return at, packets
 
 
 def inbound(job: Job, stream: socket.socket, words: memoryview) -> None:
     """Raises `Ended`, `Malformed`, OSError."""
-    guard = Guard(job.rules)
+    judge = make_judge(Guard(job.rules))
     buffer = bytearray(BATCH_BYTES + _ROOM)
     view = memoryview(buffer)
     have = 0
@@ -109,20 +120,20 @@ def inbound(job: Job, stream: socket.socket, words: memoryview) -> None:
             raise Ended("the peer closed")
         words[counters.BYTES] += received
         have += received
-        used = _deliver(job.tun_fd, guard, view, have, words)
+        used = _deliver(job.tun_fd, judge, view, have, words)
         if used:
             buffer[: have - used] = view[used:have]
             have -= used
 
 
-def _deliver(tun_fd: int, guard: Guard, view: memoryview, have: int, words: memoryview) -> int:
+def _deliver(tun_fd: int, judge: Judge, view: memoryview, have: int, words: memoryview) -> int:
     """All whole frames, in order. Returns how many bytes they were."""
     at = 0
     while (frame := next_frame(view, at, have)) is not None:
         kind, start, at = frame
         if kind != PACKET:
             continue
-        verdict = inspect(guard, view, start, at)
+        verdict = judge(view, start, at)
         if verdict:
             words[counters.DROPPED + verdict] += 1
             continue
@@ -156,6 +167,9 @@ def run(job: Job) -> str:
 def main() -> None:
     """``python -m netstack.pump <job as JSON>``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Woken, we let whoever fills the queue go on: half the context switches, and larger batches. On an
+    # idle processor nothing is later for it.
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     told = json.loads(sys.argv[1])
     rules = Rules(**{name: tuple(each) for name, each in told.pop("rules").items()})
     reason = run(Job(**told, rules=rules))

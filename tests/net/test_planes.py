@@ -1,8 +1,13 @@
 """Both data planes, from containers to the internet and back, in namespaces on the real kernel."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +18,7 @@ from tests.net.lab import (
     INTERNET_V6,
     PARENT,
     PARENT_V6,
+    WHO,
     Held,
     running,
     until,
@@ -246,6 +252,43 @@ def test_several_queues_carry_it_too(tmp_path):
         until(lambda: lab.call("get_status")["connected"] == 2, 5)
         for port in range(6):
             assert lab.ask("enc", "tcp", INTERNET, 5_000, 0, 200_000 + port).split()[2] == str(200_000 + port)  # fmt: skip
+
+
+def pump_of(lab, end, direction):
+    pid = lab.ends[end].pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if f'"direction": "{direction}"' in Path(f"/proc/{child}/cmdline").read_text():
+            return int(child)
+    raise AssertionError(lab.logs())
+
+
+@contextmanager
+def stopped(pid):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_datagrams_that_wait_travel_together_and_arrive_each_with_its_checksum(tmp_path):
+    """The far end verifies: what leaves the parent has its checksum made in software, as on a wire."""
+    count, size = 300, 1_400
+    with running(tmp_path) as lab:
+        lab.serve("inet", 5_000)
+        for space, device in (("par", "eth0"), ("inet", "veth0")):
+            lab.do(space, sys.executable, "-I", "-S", str(WHO), "unaided", device)
+        before = lab.call("get_status")["outbound"]
+        burst = lab.spawn("c1", sys.executable, "-I", "-S", str(WHO), "burst", INTERNET, "5000",
+                          str(count), str(size), stdout=subprocess.PIPE, text=True)  # fmt: skip
+        assert burst.stdout.readline() == "ready\n"
+        with stopped(pump_of(lab, "enclave", "outbound")):
+            assert burst.stdout.readline() == "sent\n"
+        assert burst.stdout.readline() == f"{count}\n"
+        after = lab.call("get_status")["outbound"]
+    assert after["packets"] - before["packets"] >= count
+    # Alone, each would have headers of 42 bytes; 300 are 7 super-packets of up to 46.
+    assert count * size < after["bytes"] - before["bytes"] < count * (size + 10)
 
 
 def test_too_big_comes_back_and_the_sender_heeds_it(tmp_path):

@@ -1,9 +1,11 @@
 """Runs inside a namespace. ``serve PORT``: says to whoever connects (TCP, UDP) by which address it was
 reached and how much came. ``ask tcp|udp HOST PORT [source-port] [size] [timeout-ms]``: prints that answer, or ``ERR why``.
-``hold HOST PORT``: a connection that sends when it is told to.
+``hold HOST PORT``: a connection that sends when it is told to. ``burst HOST PORT COUNT SIZE``: so many
+datagrams at once; prints how many were answered with their size. ``unaided DEVICE``: the kernel makes checksums itself.
 Uses the standard library alone, so that it runs in the VM too.
 """
 
+import ctypes
 import fcntl
 import socket
 import struct
@@ -84,6 +86,33 @@ def hold(host, port):
         print("acknowledged" if _acknowledged(sock, 30) else "lost", flush=True)
 
 
+def burst(host, port, count, size):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    sock.settimeout(3)
+    sock.connect((host, port))
+    print("ready", flush=True)
+    for _ in range(count):
+        sock.send(b"x" * size)
+    print("sent", flush=True)
+    answered = 0
+    try:
+        while answered < count:
+            answered += sock.recv(200).decode().endswith(f" {size}")
+    except OSError:
+        pass
+    return answered
+
+
+def unaided(device):
+    """A packet that leaves by it has its whole checksum, as on a wire (SIOCETHTOOL, ETHTOOL_STXCSUM)."""
+    value = bytearray(struct.pack("II", 0x17, 0))
+    address = ctypes.addressof((ctypes.c_char * len(value)).from_buffer(value))
+    request = struct.pack("16sP16x", device.encode(), address)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, 0x8946, request)
+
+
 def _acknowledged(sock, within_s):
     end = time.monotonic() + within_s
     while time.monotonic() < end:
@@ -98,6 +127,10 @@ if __name__ == "__main__":
         serve(int(sys.argv[2]))
     elif sys.argv[1] == "hold":
         hold(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1] == "burst":
+        print(burst(sys.argv[2], *(int(n) for n in sys.argv[3:])))
+    elif sys.argv[1] == "unaided":
+        unaided(sys.argv[2])
     else:
         kind, host, *numbers = sys.argv[2:]
         print(ask(kind, host, *(int(n) for n in numbers)))
