@@ -13,11 +13,14 @@ import sys
 import threading
 import time
 
+SO_RCVBUFFORCE = 33
+
 
 def serve(port):
     threading.Thread(target=_tcp, args=(port,), daemon=True).start()
     udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)  # a burst is not lost here
     udp.bind(("::", port))
     while True:
         data, peer = udp.recvfrom(65_535)
@@ -88,7 +91,7 @@ def hold(host, port):
 
 def burst(host, port, count, size):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
     sock.settimeout(3)
     sock.connect((host, port))
     print("ready", flush=True)
