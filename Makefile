@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: demo test lint types unit bench docs lock setup clean
+.PHONY: demo test lint types unit test-vm bench bench-net docs lock setup clean
 
 demo: setup
 	@$(VENV)/python -m bot.devstack demo $(ARGS)
@@ -28,8 +28,16 @@ types:
 unit:
 	@$(VENV)/pytest -n 2 --dist loadgroup $(ARGS)
 
+# A part of `unit`: both data planes over real AF_VSOCK, in a guest under emulation.
+test-vm: setup
+	@$(VENV)/pytest tests/vm $(ARGS)
+
 bench: setup
 	@$(VENV)/python -m bench
+
+# ARGS="rounds seconds"
+bench-net: setup
+	@$(VENV)/python -m bench.net $(ARGS)
 
 # Parts of the documents that are generated from the code.
 docs: setup
@@ -40,4 +48,4 @@ lock: setup
 	@build/lock.sh
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .lint-imports.log
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .lint-imports.log

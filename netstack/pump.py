@@ -25,6 +25,8 @@ from netstack.packet import Malformed
 from netstack.policy import Guard, Rules
 
 BATCH_BYTES = 256 * 1024
+# Every so many packets that came alone, we look whether another waits behind.
+PROBE = 16
 _ROOM = MAX_PAYLOAD + HEADER.size
 # The kernel drops this packet: its offload header, the device being down, no memory. Counted, not fatal.
 _KERNEL_DROPS = frozenset(
@@ -70,8 +72,12 @@ def outbound(job: Job, stream: socket.socket, words: memoryview) -> None:
     poller.register(sys.stdin.fileno(), select.POLLIN)
     heartbeat_ms = int(job.heartbeat_s * 1000)
     draining = False
+    rounds = packets = 0
     while True:
-        size, packets = _fill(job.tun_fd, buffer, coalescer, most_small)
+        rounds += 1
+        # Where packets come one by one, asking for a second in vain would cost as much again.
+        most_bytes = 1 if packets == 1 and rounds % PROBE else BATCH_BYTES
+        size, packets = _fill(job.tun_fd, buffer, coalescer, most_small, most_bytes)
         if size:
             stream.sendall(buffer[:size])
             words[counters.PACKETS] += packets
@@ -81,17 +87,20 @@ def outbound(job: Job, stream: socket.socket, words: memoryview) -> None:
             raise Ended("drained")
         if size < BATCH_BYTES:  # else more waits for sure, and asking would cost a system call
             ready = poller.poll(heartbeat_ms)
-            draining = any(fd != job.tun_fd for fd, _ in ready)
             if not ready:
                 stream.sendall(PING_FRAME)
+            else:
+                draining = len(ready) > 1 or ready[0][0] != job.tun_fd
 
 
-def _fill(tun_fd: int, view: memoryview, coalescer: Coalescer, most_small: int) -> tuple[int, int]:
+def _fill(
+    tun_fd: int, view: memoryview, coalescer: Coalescer, most_small: int, most_bytes: int
+) -> tuple[int, int]:
     """Frames of all packets that wait at the device, up to a batch: bytes and packets."""
     at = packets = 0
     readv, pack, add = os.readv, HEADER.pack_into, coalescer.add
     try:
-        while at < BATCH_BYTES:
+        while at < most_bytes:
             size = readv(tun_fd, (view[at + 4 : at + _ROOM],))
             packets += 1
             if size < most_small:

@@ -87,6 +87,10 @@ ROWS = [
 ]
 
 
+# What the tun plane is compared with besides the limit.
+AGAINST = dict.fromkeys(("gvproxy 65k", "gvproxy 1500", "nfqueue"), (*TCP, *UDP))
+
+
 def main():
     rounds, seconds = (int(x) for x in (*sys.argv[1:3], *("3", "2")[len(sys.argv) - 1 :]))
     with ExitStack() as stack:
@@ -118,6 +122,10 @@ def show(medians, rounds, seconds):
             ratio = f" ({value / limit:.2f})" if value is not None and limit else ""
             cells += f"{'-' if value is None else f'{value:.{digits}f}{ratio}':>20}"
         print(f"{row + ', ' + unit:22}{cells}")
+    for other, rows in AGAINST.items():
+        if other in medians:
+            ratios = (f"{row} {medians['tun'][row] / medians[other][row]:.1f}" for row in rows)
+            print(f"tun as a multiple of {other}: {', '.join(ratios)}")
 
 
 if __name__ == "__main__":
