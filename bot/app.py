@@ -15,6 +15,7 @@ import trio
 
 import bot.http.server
 from bot.adapters.docker_engine import HOST_NAME, DockerConfig, DockerEngine
+from bot.adapters.enclave_network import EnclaveNetwork
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.relay_events import RelayEvents
@@ -112,7 +113,18 @@ async def _build(
     outlet = Outlet(pool, relay, own_urls)
     try:
         yield App(
-            config, ctx, wakes, wallet, engine, pool, relay, outlet, inbox, seen, awake.keeper
+            config,
+            ctx,
+            wakes,
+            wallet,
+            engine,
+            pool,
+            relay,
+            outlet,
+            inbox,
+            seen,
+            awake.keeper,
+            _network(config),
         )
     finally:
         with trio.CancelScope(shield=True):
@@ -120,6 +132,21 @@ async def _build(
         engine.close()
         seen.close()
         store.close()
+
+
+def _network(config: Config) -> EnclaveNetwork | None:
+    """What listens on the loopback interface is nobody's business outside."""
+    control = config.network.control
+    served = (
+        (config.http.host, config.http.port),
+        (config.relays.embedded_host, config.relays.embedded_port),
+    )
+    own = [port for host, port in served if port and not _is_loopback(host)]
+    return EnclaveNetwork(control, own) if control is not None else None
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _container_endpoint(config: Config) -> str | None:
@@ -134,6 +161,7 @@ def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
         key.pubkey,
         engine.cgroup_parent,
         engine.publish_host,
+        engine.masquerade,
         config.registry.credentials,
     )
 

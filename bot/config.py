@@ -71,6 +71,8 @@ class EngineConfig:
     publish_host: str = "0.0.0.0"  # noqa: S104 - tenants' ports are meant to be reached
     # The address under which published ports are announced.
     app_host: str = "127.0.0.1"
+    # False where netstack translates containers' addresses: two translations would compete for ports.
+    masquerade: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,13 @@ class ContainersConfig:
 
 
 @dataclass(frozen=True)
+class NetworkConfig:
+    """In an enclave: netstack's socket, by which ports are opened. Without it, the host's own network."""
+
+    control: Path | None = None
+
+
+@dataclass(frozen=True)
 class HttpConfig:
     """Lightning addresses need a public URL. 0: no HTTP."""
 
@@ -129,6 +138,7 @@ class Config:
     registry: RegistryConfig
     http: HttpConfig
     containers: ContainersConfig
+    network: NetworkConfig
     attestation: AttestationConfig
     escrow: EscrowConfig
     inbox: InboxPolicy

@@ -10,6 +10,7 @@ from bot.parts import App
 from handlers.announce import instance_events, queue_container_events
 from handlers.charge import tick
 from handlers.context import Context
+from handlers.domain.lifecycle import State
 from handlers.domain.plan import Do
 from handlers.outgoing import due_payments, follow
 from handlers.reconcile import carry_out, survey
@@ -18,6 +19,7 @@ from handlers.sweep import sweep
 from handlers.upkeep import upkeep
 from keycrux_client.refresh import EVERY_S
 from keycrux_client.refresh import RETRY_S as RETRY_ESCROW_S
+from netstack.control import Refused
 
 log = structlog.get_logger()
 RETRY_S = 2
@@ -192,6 +194,23 @@ async def _escrow(app: App) -> None:
         await trio.sleep(EVERY_S if safe else RETRY_ESCROW_S)
 
 
+async def _network(app: App) -> None:
+    """Ports of what runs are open, all others closed; what a container sends and receives is counted."""
+    network = app.network
+    if network is None:
+        return
+
+    async def once() -> None:
+        rows = await app.ctx.store.read(lambda tx: tx.containers([State.DEPLOYED]))
+        addresses = await app.engine.addresses()
+        try:
+            await network.set([port for row in rows for port in row.ports], addresses)
+        except (Refused, OSError, trio.TooSlowError) as error:
+            log.warning("network.not_told", reason=str(error) or type(error).__name__)
+
+    await _every("network", 1, once)
+
+
 async def _drain(app: App) -> None:
     async def once() -> None:
         if await drain(app.ctx.store, app.outlet, app.ctx.clock) == 0:
@@ -216,6 +235,7 @@ LOOPS = (
     _announce,
     _announce_instance,
     _escrow,
+    _network,
     _drain,
     _prune,
 )

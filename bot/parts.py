@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import trio
 
 from bot.adapters.docker_engine import DockerEngine
+from bot.adapters.enclave_network import EnclaveNetwork
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.adapters.seen_store import SeenStore
 from bot.config import Config
@@ -55,3 +56,4 @@ class App:
     inbox: Inbox
     seen: SeenStore
     keeper: Keeper | None = None
+    network: EnclaveNetwork | None = None

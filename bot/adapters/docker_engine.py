@@ -67,6 +67,7 @@ class DockerConfig:
     cgroup_parent: str = "/docker"
     # The address of this machine's network namespace that published ports bind to.
     publish_host: str = "0.0.0.0"  # noqa: S104 - tenants' ports are meant to be reached
+    masquerade: bool = True
     credentials: Mapping[str, str] | None = field(default=None, repr=False)
 
 
@@ -292,7 +293,12 @@ class DockerEngine:
                 _name(pubkey),
                 driver="bridge",
                 labels=self._labels(pubkey),
-                options={"com.docker.network.bridge.enable_icc": "false"},
+                options={
+                    "com.docker.network.bridge.enable_icc": "false",
+                    "com.docker.network.bridge.enable_ip_masquerade": str(
+                        self._config.masquerade
+                    ).lower(),
+                },
             )
             network.reload()
         return str(network.attrs["IPAM"]["Config"][0]["Gateway"])
