@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 import trio
@@ -346,3 +347,18 @@ def test_the_files_as_documented(tmp_path):
     assert load_parent(parent).streams[0].target == parse_address("tcp:127.0.0.1:3080")
     with pytest.raises(ConfigError, match="cannot read"):
         load_parent(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(("end", "load"), [("parent", load_parent), ("enclave", load_enclave)])
+def test_the_readmes_configuration_is_read(tmp_path, end, load):
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (tmp_path / "x.toml").write_text(readme.split(f"```toml\n# {end}.toml\n")[1].split("```")[0])
+    config = load(tmp_path / "x.toml")
+
+    if end == "parent":
+        assert (config.uplink, config.peer_cid) == ("ens5", 16)
+    else:
+        assert config.plane.kind == "tun"
+        assert config.inside.public == (8_081,)
+        assert len(config.streams) == 1
+        assert len(config.resolver.upstreams) == 2
