@@ -28,6 +28,7 @@ log = structlog.get_logger()
 MAX_MESSAGE_BYTES, MAX_QUEUED_BYTES = 65_536, 1 << 18
 MAX_CONNECTIONS, MAX_PER_ADDRESS = 512, 4
 SILENT_S = 600
+LOOKS, LOOK_AGAIN_S = 5, 0.1
 Method = tuple[type, Callable[[Context, str, Any], Awaitable[Any]]]
 
 
@@ -113,7 +114,7 @@ class ContainerDoor:
 
     async def _who(self, address: str, token: str) -> str | None:
         """The container that calls, or None when address and token do not agree."""
-        pubkey = (await self._ctx.engine.addresses()).get(address)
+        pubkey = await self._container_at(address)
         if pubkey is None:
             return None
         row = await self._ctx.store.read(lambda tx: tx.container(pubkey))
@@ -122,6 +123,15 @@ class ContainerDoor:
         expected = container_token(self._ctx, pubkey, row.generation)
         given = token.encode(errors="surrogateescape")
         return pubkey if hmac.compare_digest(expected.encode(), given) else None
+
+    async def _container_at(self, address: str) -> str | None:
+        """Docker lists a container a moment after its first process began, which may knock at once."""
+        for _ in range(LOOKS):
+            pubkey = (await self._ctx.engine.addresses()).get(address)
+            if pubkey is not None:
+                return pubkey
+            await trio.sleep(LOOK_AGAIN_S)
+        return None
 
     async def answer(self, container: str, frame: bytes) -> bytes:
         """One request; never raises for anything that a request can cause."""
