@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from netstack.firewall import Egress, Traffic, chains_in, container_changes, traffic_in
+from netstack.egress import Egress, Traffic, container_changes, traffic_in
+from netstack.iptables import chains_in
 from netstack.linux import run
 
 _SAVE = ["iptables-legacy-save", "-t", "mangle", "-c"]

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from netstack import vsock
-from netstack.firewall import Allow, Egress
+from netstack.egress import Allow, Egress
 from netstack.layout import ENCLAVE_PORTS, Uplink
 
 log = structlog.get_logger()

@@ -13,18 +13,12 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from netstack.apply import CannotApply
-from netstack.firewall import (
-    JUMPS,
-    PREFIX,
-    TABLE,
-    Firewall,
-    chains_in,
-    marked_iptables,
-    marked_nft,
-)
+from netstack.firewall import JUMPS, PREFIX, TABLE, Firewall
+from netstack.iptables import chains_in, marked_iptables
 from netstack.layout import Uplink
 from netstack.netconfig import MAIN, QUEUE_PACKETS, Address, Route, Rule, Tun
 from netstack.netconfig import TABLE as ROUTES
+from netstack.nft import marked_nft
 
 _SYSCTL = Path("/proc/sys")
 _UNICAST, _PROHIBIT = 1, 8

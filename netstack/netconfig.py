@@ -1,7 +1,7 @@
 """A machine's network as a value: what `netstack.apply` makes true, and takes away again.
 
 Pure: from what the operator chose and the parent told to devices, addresses, routes, rules and sysctls. The
-firewall's text is made in `netstack.firewall`.
+firewalls' texts are made in `netstack.nft` and `netstack.iptables`.
 
 MTU: that of the parent's uplink, at most 1500. With offloads one read moves 64 KiB whatever the MTU, so
 a larger one gains nothing here, and 1500 is what the internet carries without "packet too big".
@@ -10,13 +10,8 @@ a larger one gains nothing here, and 1500 is what the internet carries without "
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
-from netstack.firewall import (
-    Firewall,
-    iptables_nfqueue_text,
-    iptables_text,
-    nft_nfqueue_text,
-    nft_tun_text,
-)
+from netstack.firewall import Firewall
+from netstack.iptables import iptables_nfqueue_text, iptables_text
 from netstack.layout import (
     ENCLAVE_V4,
     ENCLAVE_V6,
@@ -29,6 +24,7 @@ from netstack.layout import (
     Plane,
     Uplink,
 )
+from netstack.nft import nft_nfqueue_text, nft_tun_text
 from netstack.policy import FORBIDDEN, FORBIDDEN_V6
 
 # As an Ethernet device: with 128, a burst of datagrams is lost while a pump waits for its turn.

@@ -8,18 +8,13 @@ from pathlib import Path
 import pytest
 from pyroute2 import netns
 
-from netstack import containers, firewall, linux, netconfig
+from netstack import containers, egress, firewall, linux, netconfig
 from netstack.apply import CannotApply, apply, remove
-from netstack.firewall import (
-    Allow,
-    Egress,
-    Traffic,
-    container_changes,
-    marked_iptables,
-    marked_nft,
-)
+from netstack.egress import Allow, Egress, Traffic, container_changes
+from netstack.iptables import marked_iptables
 from netstack.layout import Inside, Plane, Uplink
 from netstack.linux import LinuxKernel
+from netstack.nft import marked_nft
 from tests.net.kernel import Died, FakeKernel
 from tests.net.lab import Lab, run
 
@@ -225,7 +220,7 @@ def test_counters_are_read_by_address_and_direction():
         "[3:40] -A NETSTACK-COUNT -d 10.200.0.2/32\n[1:2] -A NETSTACK-COUNT -s 10.200.0.18/32\n"
         "[9:9] -A NETSTACK-FORWARD -j DROP\nCOMMIT\n"
     )
-    assert firewall.traffic_in(saved) == {
+    assert egress.traffic_in(saved) == {
         "10.200.0.2": Traffic(700, 40),
         "10.200.0.18": Traffic(2, 0),
     }
