@@ -12,6 +12,8 @@ from typing import Protocol
 from netstack.firewall import Firewall
 from netstack.netconfig import TABLE, Address, Network, Route, Rule, Sysctl, Tun
 
+_IPV6 = "net/ipv6/conf/all/forwarding"
+
 
 class CannotApply(OSError):
     """The kernel refused a step; the message says which, and why."""
@@ -28,16 +30,16 @@ class Kernel(Protocol):
         """Write it."""
         ...
 
-    def firewall_mark(self, tool: str) -> str | None:
-        """`Firewall.mark` of what stands there; None when nothing (whole) does."""
+    def has_firewall(self, firewall: Firewall) -> bool:
+        """It stands, whole: every table with its mark, every jump to it."""
         ...
 
     def load_firewall(self, firewall: Firewall) -> None:
         """In the place of what was there."""
         ...
 
-    def remove_firewall(self, tool: str) -> None:
-        """Ours only."""
+    def remove_firewall(self, tool: str) -> bool:
+        """All that is ours, were it half only. Whether there was any."""
         ...
 
     def tun(self, name: str) -> Tun | None:
@@ -98,7 +100,7 @@ def apply(network: Network, kernel: Kernel, before: Path) -> list[str]:
     for sysctl in network.sysctls:
         done += _apply_sysctl(sysctl, kernel, before)
     for firewall in network.firewalls:
-        if kernel.firewall_mark(firewall.tool) != firewall.mark:
+        if _concerns(firewall, kernel) and not kernel.has_firewall(firewall):
             kernel.load_firewall(firewall)
             done.append(f"firewall {firewall.tool}")
     for tun in network.tuns:
@@ -126,14 +128,18 @@ def remove(network: Network, kernel: Kernel, before: Path) -> list[str]:
             kernel.remove_tun(tun.name)
             done.append(f"device {tun.name}")
     for firewall in network.firewalls:
-        if kernel.firewall_mark(firewall.tool) is not None:
-            kernel.remove_firewall(firewall.tool)
+        if _concerns(firewall, kernel) and kernel.remove_firewall(firewall.tool):
             done.append(f"firewall {firewall.tool}")
     for key, value in _remembered(before).items():
         kernel.set_sysctl(key, value)
         done.append(f"sysctl {key}")
     before.unlink(missing_ok=True)
     return done
+
+
+def _concerns(firewall: Firewall, kernel: Kernel) -> bool:
+    """A kernel without IPv6 has nothing to filter; one with it but without ip6tables is refused."""
+    return firewall.tool != "ip6tables" or kernel.sysctl(_IPV6) is not None
 
 
 def _apply_sysctl(sysctl: Sysctl, kernel: Kernel, before: Path) -> list[str]:

@@ -130,7 +130,7 @@ async def _converse(
             lines = Lines(sock)
             while (line := await lines.next(IDLE_S)) is not None:
                 await send_line(sock, await _answer(line, handlers))
-        except (OSError, ValueError, trio.TooSlowError) as error:
+        except (OSError, ValueError, RecursionError, trio.TooSlowError) as error:
             log.info("control.closed", reason=str(error) or type(error).__name__)
         finally:
             places.release_on_behalf_of(sock)
@@ -197,7 +197,7 @@ async def call(address: vsock.Address, method: str, **params: object) -> object:
         try:
             line = await Lines(sock).next(CALL_S)
             reply = json.loads(line) if line is not None else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused(f"{address} answers {method} with nonsense: {error}") from error
     if not isinstance(reply, dict):
         raise Refused(f"{address} does not answer {method}")

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, ip_address
 
 from netstack.firewall import PREFIX
 
@@ -19,7 +19,7 @@ class Allow:
 
     def rule(self) -> str:
         """As iptables says it. Raises ValueError."""
-        place = f"-d {ip_network(self.network)}"
+        place = f"-d {IPv4Network(self.network)}"
         if self.protocol == "any":
             return place
         if self.protocol not in ("tcp", "udp", "icmp"):

@@ -8,7 +8,7 @@ final.
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from netstack.firewall import PREFIX, Firewall
+from netstack.firewall import JUMPS, PREFIX, Firewall
 from netstack.layout import CONTAINER_PORTS, ENCLAVE_PORTS, QUEUE_NUMBER, Inside
 from netstack.policy import FORBIDDEN
 
@@ -50,6 +50,7 @@ def _mangle(device: str, inside: Inside, containers: tuple[str, ...], *, v4: boo
         f"{into} -p icmp -m icmp --icmp-type 8 -j RETURN"
         if v4
         else f"{into} -p ipv6-icmp -j RETURN",
+        *(_limit(f"{into} -s {n}", inside) for n in containers if inside.connections),
         *(
             f"{into} -s {n} -p {p} -m {p} --dport {port} -j RETURN"
             for n in containers
@@ -66,12 +67,16 @@ def _from_containers(
     forward: str, egress: str, device: str, network: str, inside: Inside
 ) -> list[str]:
     outwards = f"{forward} -s {network} -o {device}"
-    limit = (
-        f"{outwards} -m conntrack --ctstate NEW -m connlimit "
+    admitted = [f"{outwards} -j {egress}", f"{outwards} -j RETURN"]
+    return [_limit(outwards, inside), *admitted] if inside.connections else admitted
+
+
+def _limit(which: str, inside: Inside) -> str:
+    """One container cannot fill the connection table."""
+    return (
+        f"{which} -m conntrack --ctstate NEW -m connlimit "
         f"--connlimit-above {inside.connections} --connlimit-mask 32 --connlimit-saddr -j DROP"
     )
-    admitted = [f"{outwards} -j {egress}", f"{outwards} -j RETURN"]
-    return [limit, *admitted] if inside.connections else admitted
 
 
 def _nat(device: str, own: str, containers: tuple[str, ...]) -> str:
@@ -97,12 +102,75 @@ def _restore(table: str, chains: Iterable[str], rules: Iterable[str]) -> str:
     return f"*{table}\n{declared}" + "".join(f"-A {rule}\n" for rule in rules) + "COMMIT\n"
 
 
-def marked_iptables(firewall: Firewall) -> str:
-    """As loaded: an empty chain whose name is the mark stands in each table."""
-    mark = f":{PREFIX}-{firewall.mark} - [0:0]\n"
-    return "".join(
-        line + (mark if line.startswith("*") else "")
-        for line in firewall.text.splitlines(keepends=True)
+def mark_chain(firewall: Firewall) -> str:
+    """An empty chain of this name stands in each table that was loaded."""
+    return f"{PREFIX}-{firewall.mark}"
+
+
+def tables_of(firewall: Firewall) -> dict[str, list[str]]:
+    """The lines of each table's text, without its head and COMMIT."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in firewall.text.splitlines():
+        if line.startswith("*"):
+            lines = found[line[1:]] = []
+        elif line != "COMMIT":
+            lines.append(line)
+    return found
+
+
+def loading(firewall: Firewall, table: str, saved: str) -> str:
+    """What puts a table in the place of what is there, in one transaction.
+
+    ``saved``: the output of iptables-save with counters; for iptables-restore --noflush --counters. What
+    containers were given (`netstack.egress`) stays, and so do their counters.
+    """
+    wanted = [f":{mark_chain(firewall)} - [0:0]", *tables_of(firewall)[table]]
+    declared = {line[1:].split()[0] for line in wanted if line.startswith(":")}
+    ours = [chain for chain in chains_in(saved) if chain.startswith(f"{PREFIX}-")]
+    gone = [chain for chain in ours if chain not in declared]
+    kept = [line for line in saved.splitlines() if _of_containers(line)]
+    old = [f"-D {chain} -j {target}" for chain, target in _jumps_in(table, saved)]
+    jumps = [f"-I {chain} 1 -j {target}" for chain, target in JUMPS[table] if target in declared]
+    emptied = [f"-F {chain}" for chain in gone] + [f"-X {chain}" for chain in gone]
+    return "\n".join([f"*{table}", *wanted, *kept, *old, *jumps, *emptied, "COMMIT\n"])
+
+
+def removing(table: str, saved: str) -> str | None:
+    """What takes all of ours out of a table; None when there is nothing."""
+    ours = [c for c in chains_in(saved) if c.startswith((f"{PREFIX}-", "NS-"))]
+    jumps = [f"-D {chain} -j {target}" for chain, target in _jumps_in(table, saved)]
+    if not ours and not jumps:
+        return None
+    emptied = [f"-F {chain}" for chain in ours] + [f"-X {chain}" for chain in ours]
+    return "\n".join([f"*{table}", *jumps, *emptied, "COMMIT\n"])
+
+
+def is_whole(firewall: Firewall, table: str, saved: str) -> bool:
+    """The table has what the firewall wants there, and no other mark of ours."""
+    wanted = tables_of(firewall).get(table)
+    there = {c for c in chains_in(saved) if c.startswith(f"{PREFIX}-")}
+    if wanted is None:
+        return not there
+    declared = {line[1:].split()[0] for line in wanted if line.startswith(":")}
+    jumps = [(chain, target) for chain, target in JUMPS[table] if target in declared]
+    return there == {*declared, mark_chain(firewall)} and _jumps_in(table, saved) == jumps
+
+
+def _jumps_in(table: str, saved: str) -> list[tuple[str, str]]:
+    lines = [line.partition("] ")[2] or line for line in saved.splitlines()]
+    return [
+        (chain, target)
+        for chain, target in JUMPS[table]
+        for line in lines
+        if line == f"-A {chain} -j {target}"
+    ]
+
+
+def _of_containers(line: str) -> bool:
+    rule = line.partition("] ")[2]
+    return rule.startswith(f"-A {PREFIX}-COUNT ") or (
+        rule.startswith(f"-A {PREFIX}-EGRESS ") and " -j NS-" in rule
     )
 
 

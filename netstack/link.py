@@ -4,9 +4,10 @@ The enclave connects, the parent accepts. The newest connection of a queue wins:
 peer comes back while the old connection still looks alive.
 """
 
+import math
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
@@ -23,6 +24,7 @@ HELLO_S = 5.0
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.05, 2.0
 DRAIN_S = 2.0
 MOST_STRANGERS = 16
+SESSION_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class _Queue:
     fd: int = -1
     offloads: int = 0
     session: trio.CancelScope | None = None
-    ended: trio.Event | None = None
+    ended: trio.Event = field(default_factory=trio.Event)
+    began_at: float = -math.inf
 
 
 class Link:
@@ -141,27 +144,33 @@ class Link:
         """One connection from hello to end; whether it came to pump."""
         with sock:
             try:
-                hello = await self._greet(sock, expect)
+                hello = await self._admit(sock, expect)
             except (OSError, EOFError, Malformed, trio.TooSlowError, trio.WouldBlock) as error:
                 log.warning("link.refused", reason=_say(error))
                 return False
-            queue = self._queues[hello.queue]
             device = self._devices
             try:
-                await self._take_over(queue, hello, sock)
+                await self._run_session(self._queues[hello.queue], hello, sock)
             except tun.TunGone as error:
                 log.warning("link.ended", reason=str(error))
                 await self._recover(device)
+            except OSError as error:  # no descriptors, no processes: this connection's fault alone
+                log.warning("link.ended", reason=_say(error))
             return True
 
-    async def _greet(self, sock: trio.socket.SocketType, expect: int | None) -> Hello:
-        """Hellos both ways. Few strangers at once: who connects and says nothing holds no more."""
+    async def _admit(self, sock: trio.socket.SocketType, expect: int | None) -> Hello:
+        """Hellos both ways, and the place of whoever was there.
+
+        Few strangers at once: who connects and says nothing holds no more, nor do any number of hellos.
+        """
         self._strangers.acquire_on_behalf_of_nowait(sock)
         try:
             with trio.fail_after(HELLO_S):
-                return await self._exchange(sock, expect)
+                hello = await self._exchange(sock, expect)
+            await self._take_over(self._queues[hello.queue])
         finally:
             self._strangers.release_on_behalf_of(sock)
+        return hello
 
     async def _exchange(self, sock: trio.socket.SocketType, expect: int | None) -> Hello:
         offloads = self._queues[expect or 0].offloads
@@ -176,43 +185,58 @@ class Link:
             raise Malformed(f"the peer speaks of queue {theirs.queue}, we of {expect}")
         return theirs
 
-    async def _take_over(self, queue: _Queue, hello: Hello, sock: trio.socket.SocketType) -> None:
-        while queue.session is not None and queue.ended is not None:
+    async def _take_over(self, queue: _Queue) -> None:
+        """The newest wins, but each has a moment: a session costs two processes."""
+        await trio.sleep_until(queue.began_at + SESSION_S)
+        while queue.session is not None:
             queue.session.cancel()
             await queue.ended.wait()
-        queue.ended = trio.Event()
-        self.reconnects += self.up.is_set()
-        self.up.set()
-        with trio.CancelScope() as queue.session:
-            try:
+        queue.ended, queue.session = trio.Event(), trio.CancelScope()
+        queue.began_at = trio.current_time()
+
+    async def _run_session(
+        self, queue: _Queue, hello: Hello, sock: trio.socket.SocketType
+    ) -> None:
+        """Raises `tun.TunGone`, OSError."""
+        scope, ended = queue.session, queue.ended
+        assert scope is not None  # noqa: S101 - taken over just before
+        try:
+            with scope:
+                if queue.fd < 0:
+                    raise tun.TunGone("the device is being repaired")
                 tun.set_offloads(queue.fd, queue.offloads & hello.offloads)
+                self.reconnects += self.up.is_set()
+                self.up.set()
                 log.info("link.up", queue=queue.number, mtu=hello.mtu)
                 reason = await self._pump(queue, sock, coalesce=bool(hello.offloads & tun.USO4))
                 log.info("link.down", queue=queue.number, reason=reason)
                 if reason.startswith(TUN_GONE):
                     raise tun.TunGone(reason)
-            finally:
-                queue.session = None
-                queue.ended.set()
+        finally:
+            queue.session = None
+            ended.set()
 
     async def _pump(self, queue: _Queue, sock: trio.socket.SocketType, *, coalesce: bool) -> str:
         """Both pumps until one ends. Returns its reason."""
         config = self._config
+        pumps: dict[str, Child] = {}
         with vsock.make_blocking(sock, config.silence_s) as stream:
-            jobs = {
-                name: Job(
-                    name,
-                    queue.fd,
-                    stream.fileno(),
-                    c.fd,
-                    config.heartbeat_s,
-                    config.rules,
-                    coalesce,
-                )
-                for name, c in (("outbound", queue.outbound), ("inbound", queue.inbound))
-            }
-            pumps = {name: Child(job.command(), job.inherited) for name, job in jobs.items()}
-            return await _first_end(pumps, self._draining)
+            try:
+                for name, shared in (("outbound", queue.outbound), ("inbound", queue.inbound)):
+                    job = Job(
+                        direction=name,
+                        tun_fd=queue.fd,
+                        stream_fd=stream.fileno(),
+                        counters_fd=shared.fd,
+                        heartbeat_s=config.heartbeat_s,
+                        rules=config.rules,
+                        coalesce=coalesce,
+                    )
+                    pumps[name] = Child(job.command(), job.inherited)
+                return await _first_end(pumps, self._draining)
+            finally:
+                for pump in pumps.values():
+                    pump.end()
 
     async def _recover(self, device: int) -> None:
         """The device was deleted under us: apply the network again, take the new device."""
@@ -241,14 +265,10 @@ async def _first_end(pumps: dict[str, Child], draining: trio.Event) -> str:
         await trio.sleep(DRAIN_S)
         nursery.cancel_scope.cancel()
 
-    try:
-        async with trio.open_nursery() as nursery:
-            for pump in pumps.values():
-                nursery.start_soon(watch, pump)
-            nursery.start_soon(drain)
-    finally:
+    async with trio.open_nursery() as nursery:
         for pump in pumps.values():
-            pump.end()
+            nursery.start_soon(watch, pump)
+        nursery.start_soon(drain)
     return reasons[0] if reasons else "drained"
 
 

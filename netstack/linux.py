@@ -13,8 +13,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from netstack.apply import CannotApply
-from netstack.firewall import JUMPS, PREFIX, TABLE, Firewall
-from netstack.iptables import chains_in, marked_iptables
+from netstack.firewall import TABLE, Firewall
+from netstack.iptables import is_whole, loading, removing, tables_of
 from netstack.layout import Uplink
 from netstack.netconfig import MAIN, QUEUE_PACKETS, Address, Route, Rule, Tun
 from netstack.netconfig import TABLE as ROUTES
@@ -59,50 +59,46 @@ class LinuxKernel:
 
     # --- firewall
 
-    def firewall_mark(self, tool: str) -> str | None:
-        """What `load_firewall` left, if all of it stands."""
-        if tool == "nft":
-            return self._nft_mark()
-        marks = {mark for table in _tables(tool) for mark in _marks(tool, table)}
-        return marks.pop() if len(marks) == 1 else None
+    def has_firewall(self, firewall: Firewall) -> bool:
+        """It stands, whole."""
+        if firewall.tool == "nft":
+            return self._nft_mark() == firewall.mark
+        return all(
+            is_whole(firewall, table, _saved(firewall.tool, table))
+            for table in _tables(firewall.tool)
+        )
 
     def load_firewall(self, firewall: Firewall) -> None:
-        """In one transaction per table."""
+        """In the place of what was there, in one transaction per table: nothing slips through."""
         if firewall.tool == "nft":
             run(["nft", "-f", "-"], marked_nft(firewall))
             return
-        self.remove_firewall(firewall.tool)
-        restore = [f"{firewall.tool}-legacy-restore", "--noflush", "--wait", "5"]
-        run(restore, marked_iptables(firewall))
+        wanted = tables_of(firewall)
         for table in _tables(firewall.tool):
-            there = chains_in(_saved(firewall.tool, table))
-            for built_in, ours in JUMPS[table]:
-                if ours in there:
-                    run([*_iptables(firewall.tool, table), "-I", built_in, "1", "-j", ours])
+            saved = _saved(firewall.tool, table)
+            text = loading(firewall, table, saved) if table in wanted else removing(table, saved)
+            if text is not None:
+                _restore(firewall.tool, text)
 
-    def remove_firewall(self, tool: str) -> None:
-        """Ours only."""
+    def remove_firewall(self, tool: str) -> bool:
+        """All that is ours. Whether there was any."""
         if tool == "nft":
-            run(["nft", "-f", "-"], f"table inet {TABLE}\ndelete table inet {TABLE}\n")
-            return
-        for table in _tables(tool):
-            saved = _saved(tool, table)
-            ours = [c for c in chains_in(saved) if c.startswith((f"{PREFIX}-", "NS-"))]
-            text = [f"*{table}"]
-            text += [
-                f"-D {built_in} -j {chain}"
-                for built_in, chain in JUMPS[table]
-                if f"-A {built_in} -j {chain}" in saved.splitlines()
-            ]
-            text += [f"-F {chain}" for chain in ours] + [f"-X {chain}" for chain in ours]
-            run(
-                [f"{tool}-legacy-restore", "--noflush", "--wait", "5"],
-                "\n".join([*text, "COMMIT\n"]),
-            )
+            there = self._nft_is_there()
+            if there:
+                run(["nft", "delete", "table", "inet", TABLE])
+            return there
+        texts = [removing(table, _saved(tool, table)) for table in _tables(tool)]
+        for text in texts:
+            if text is not None:
+                _restore(tool, text)
+        return any(texts)
+
+    def _nft_is_there(self) -> bool:
+        return f"table inet {TABLE}\n" in run(["nft", "list", "tables"])
 
     def _nft_mark(self) -> str | None:
         # `list tables` carries no comments; `list table` of one that is missing is an error.
-        if f"table inet {TABLE}\n" not in run(["nft", "list", "tables"]):
+        if not self._nft_is_there():
             return None
         comment = re.search(
             r'comment "([0-9a-f]{16})"', run(["nft", "list", "table", "inet", TABLE])
@@ -291,27 +287,12 @@ def _tables(tool: str) -> tuple[str, ...]:
     return ("mangle", "nat") if tool == "iptables" else ("mangle",)
 
 
-def _iptables(tool: str, table: str) -> list[str]:
-    return [f"{tool}-legacy", "--wait", "5", "-t", table]
-
-
 def _saved(tool: str, table: str) -> str:
-    return run([f"{tool}-legacy-save", "-t", table])
+    return run([f"{tool}-legacy-save", "-c", "-t", table])
 
 
-def _marks(tool: str, table: str) -> set[str | None]:
-    """The mark of what stands in a table; None is in it when a jump is missing."""
-    saved = _saved(tool, table)
-    chains = chains_in(saved)
-    found: set[str | None] = {
-        c.removeprefix(f"{PREFIX}-")
-        for c in chains
-        if re.fullmatch(rf"{PREFIX}-[0-9a-f]{{16}}", c)
-    }
-    for built_in, ours in JUMPS[table]:
-        if ours in chains and f"-A {built_in} -j {ours}" not in saved.splitlines():
-            found.add(None)
-    return found
+def _restore(tool: str, text: str) -> None:
+    run([f"{tool}-legacy-restore", "--noflush", "--counters", "--wait", "5"], text)
 
 
 @contextmanager

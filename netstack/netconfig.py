@@ -138,15 +138,17 @@ def enclave(plane: Plane, uplink: Uplink, inside: Inside) -> Network:
     ipv6 = len(own) > 1
     if ipv6:
         addresses.append(Address(plane.device, ENCLAVE_V6, 126))
-    firewalls = [Firewall("iptables", iptables_text(plane.device, own[0], inside))]
-    if ipv6:
-        firewalls.append(Firewall("ip6tables", iptables_text(plane.device, own[1], inside)))
+    # Both whatever the parent says: a kernel with IPv6 uses it on bridges, too.
+    firewalls = (
+        Firewall("iptables", iptables_text(plane.device, own[0], inside)),
+        Firewall("ip6tables", iptables_text(plane.device, ENCLAVE_V6, inside)),
+    )
     routes = [Route("0.0.0.0/0", plane.device, own[0]), *_prohibited(FORBIDDEN)]
     if ipv6:
         routes += [Route("::/0", plane.device, own[1]), *_prohibited(FORBIDDEN_V6)]
     return Network(
         _enclave_sysctls(plane, ipv6=ipv6),
-        tuple(firewalls),
+        firewalls,
         (_tun(plane, uplink),),
         tuple(addresses),
         tuple(routes),

@@ -106,6 +106,9 @@ def nft_nfqueue_text(uplink: str, address: str) -> str:
             "filter hook output priority filter",
             f"meta mark != {INJECTED_MARK:#x} accept",
             f"ip saddr != {address} drop",
+            # Never in the name of the parent's own connections.
+            "tcp sport != @enclave_ports drop",
+            "udp sport != @enclave_ports drop",
             "ip daddr @forbidden4 drop",
             f'oifname != "{uplink}" drop',
             "meta l4proto { tcp, udp, icmp } accept",

@@ -112,7 +112,10 @@ def _fill(
     except BlockingIOError:
         pass
     except OSError as error:
-        raise Ended(f"{TUN_GONE}: {error.strerror}") from error
+        if (
+            error.errno != errno.EINVAL
+        ):  # one packet whose offloads the kernel could not put into words
+            raise Ended(f"{TUN_GONE}: {error.strerror}") from error
     coalescer.close()
     return at, packets
 

@@ -55,8 +55,8 @@ class FakeKernel:
         self._change()
         self.sysctls[key] = value
 
-    def firewall_mark(self, tool):
-        return self.firewalls.get(tool)
+    def has_firewall(self, firewall):
+        return self.firewalls.get(firewall.tool) == firewall.mark
 
     def load_firewall(self, firewall):
         if firewall.tool == "nft":
@@ -78,8 +78,11 @@ class FakeKernel:
                     raise CannotApply(f"{chain} is too long a name")
 
     def remove_firewall(self, tool):
+        if tool not in self.firewalls:
+            return False
         self._change()
-        self.firewalls.pop(tool, None)
+        del self.firewalls[tool]
+        return True
 
     def tun(self, name):
         return self.tuns.get(name)

@@ -94,7 +94,16 @@ async def test_a_crowd_that_says_nothing_is_bounded(server):
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"\n", b"[]\n", b"nonsense\n", b'{"error":"no"}\n', b"x" * 300_000]
+    "answer",
+    [
+        b"",
+        b"\n",
+        b"[]\n",
+        b"nonsense\n",
+        b'{"error":"no"}\n',
+        b"x" * 300_000,
+        b"[" * 5_000 + b"\n",
+    ],
 )
 async def test_a_parent_that_answers_nonsense_is_refused(tmp_path, nursery, answer):
     address = parse_address(f"unix:{tmp_path}/parent.sock")

@@ -183,6 +183,51 @@ def test_a_crowd_of_silent_strangers_is_bounded_and_the_true_one_stays(whole):
 
 
 @pytest.mark.xdist_group("net-faults")
+def test_a_flood_of_good_hellos_costs_the_parent_little(lab):
+    """Each takes the session over: not faster than sessions can be made, and few wait."""
+    parent = lab.ends["parent"]
+    crowd = []
+    try:
+        for number in range(400):
+            sock = socket.socket(socket.AF_UNIX)
+            crowd.append(sock)
+            sock.connect(f"{lab.folder}/packets.sock")
+            try:
+                sock.sendall(Hello(0, 1_500, 0).encode())
+            except BrokenPipeError:
+                pass
+            if number % 50 == 0:
+                children = (
+                    Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+                )
+                assert len(os.listdir(f"/proc/{parent.pid}/fd")) < 100
+                assert len(children) <= 4
+    finally:
+        for sock in crowd:
+            sock.close()
+    assert parent.poll() is None
+
+
+@pytest.mark.xdist_group("net-faults")
+def test_hellos_while_the_device_is_made_again_end_nothing(lab):
+    parent = lab.ends["parent"]
+    lab.do("par", "ip", "link", "del", "tun0")
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(10)
+            sock.connect(f"{lab.folder}/packets.sock")
+            try:
+                sock.sendall(Hello(0, 1_500, 0).encode())
+                sock.recv(HELLO_SIZE)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+        time.sleep(0.02)
+    assert parent.poll() is None, lab.logs()
+    until(lambda: "tun0" in lab.do("par", "ip", "link"), 10, lab.logs)
+
+
+@pytest.mark.xdist_group("net-faults")
 def test_a_flood_of_frames_grows_no_memory_and_is_counted(lab):
     """Spoofed, forbidden and good packets, as fast as they are taken."""
     flood = [

@@ -11,7 +11,7 @@ from pyroute2 import netns
 from netstack import containers, egress, firewall, linux, netconfig
 from netstack.apply import CannotApply, apply, remove
 from netstack.egress import Allow, Egress, Traffic, container_changes
-from netstack.iptables import marked_iptables
+from netstack.iptables import loading, removing, tables_of
 from netstack.layout import Inside, Plane, Uplink
 from netstack.linux import LinuxKernel
 from netstack.nft import marked_nft
@@ -32,12 +32,16 @@ NETWORKS = {
 }
 
 
+def _loaded(iptables):
+    return "".join(loading(iptables, table, "") for table in tables_of(iptables))
+
+
 def written(network):
     """As text that a person can read line by line."""
     parts = [repr(step) for step in (*network.sysctls, *network.tuns, *network.addresses)]
     parts += [repr(step) for step in (*network.routes, *network.rules)]
     for each in network.firewalls:
-        loaded = marked_nft(each) if each.tool == "nft" else marked_iptables(each)
+        loaded = marked_nft(each) if each.tool == "nft" else _loaded(each)
         parts.append(f"--- {each.tool}\n{loaded.replace(each.mark, 'MARK')}")
     return "\n".join(parts) + "\n"
 
@@ -150,7 +154,7 @@ def test_a_change_of_one_part_touches_no_other(tmp_path):
     apply(NETWORKS["enclave-tun-v4"], kernel, before)
     more = netconfig.enclave(Plane(), V4_ONLY, Inside(("10.200.0.0/16",), public=(80,)))
 
-    assert apply(more, kernel, before) == ["firewall iptables"]
+    assert apply(more, kernel, before) == ["firewall iptables", "firewall ip6tables"]
 
 
 def test_a_kernel_without_a_sysctl_is_an_error_with_its_name(tmp_path):
@@ -214,6 +218,54 @@ def test_rules_of_containers_come_go_and_keep_their_counters(tmp_path):
         assert picture() == clean
 
 
+BREAKS = {
+    "mangle emptied": lambda: run("iptables-legacy-restore", "--noflush", text=removing(
+        "mangle", run("iptables-legacy-save", "-c", "-t", "mangle"))),
+    "nat emptied": lambda: run("iptables-legacy-restore", "--noflush", text=removing(
+        "nat", run("iptables-legacy-save", "-c", "-t", "nat"))),
+    "a jump missing": lambda: run(*MANGLE, "-D", "FORWARD", "-j", "NETSTACK-FORWARD"),
+    "a jump twice": lambda: run(*MANGLE, "-A", "INPUT", "-j", "NETSTACK-INPUT"),
+    "a chain of before": lambda: run(*MANGLE, "-N", "NETSTACK-OLD"),
+}  # fmt: skip
+MANGLE = ("iptables-legacy", "-t", "mangle")
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_half_a_firewall_is_none(broken, tmp_path):
+    """It is loaded again, and taken away whole."""
+    network, before = NETWORKS["enclave-tun-v4"], tmp_path / "before.json"
+    with real_machine(tmp_path / "lab") as (kernel, picture):
+        clean = picture()
+        apply(network, kernel, before)
+        applied = picture()
+        BREAKS[broken]()
+        assert apply(network, kernel, before) == ["firewall iptables"]
+        assert picture() == applied
+        BREAKS[broken]()
+        assert "firewall iptables" in remove(network, kernel, before)
+        assert picture() == clean
+
+
+def test_a_firewall_that_changes_keeps_what_containers_were_given(tmp_path):
+    network, before = NETWORKS["enclave-tun-v4"], tmp_path / "before.json"
+    more = netconfig.enclave(Plane(), V4_ONLY, Inside(("10.200.0.0/16",), public=(80,)))
+    with real_machine(tmp_path / "lab") as (kernel, _):
+        apply(network, kernel, before)
+        containers.set_rules({"10.200.0.2": WEB})
+        run("iptables-legacy-restore", "--noflush", "--counters", text=(
+            "*mangle\n-D NETSTACK-COUNT -s 10.200.0.2/32\n[3:70] -A NETSTACK-COUNT -s 10.200.0.2/32\nCOMMIT\n"
+        ))  # fmt: skip
+        counted = containers.traffic()
+        assert counted == {"10.200.0.2": Traffic(70, 0)}
+        assert "firewall iptables" in apply(more, kernel, before)
+        assert containers.traffic() == counted
+        assert not containers.set_rules({"10.200.0.2": WEB})
+        saved = run(*MANGLE, "-S")
+        assert "-A NETSTACK-EGRESS -s 10.200.0.2/32 -j NS-" in saved
+        assert "-d 1.1.1.1/32 -p tcp -m tcp --dport 443 -j RETURN" in saved
+        assert "--dport 443 -j RETURN" not in run(*MANGLE, "-S", "NETSTACK-INPUT")
+
+
 def test_counters_are_read_by_address_and_direction():
     saved = (
         "*mangle\n:NETSTACK-COUNT - [0:0]\n[5:700] -A NETSTACK-COUNT -s 10.200.0.2/32\n"
@@ -229,7 +281,8 @@ def test_counters_are_read_by_address_and_direction():
 @pytest.mark.parametrize(
     "allow",
     [Allow("nonsense"), Allow("1.1.1.1", "sctp"), Allow("1.1.1.1", "tcp", 5, 4), Allow("1.1.1.1/8"),
-     Allow("1.1.1.1", "udp", -1, 4), Allow("1.1.1.1", "tcp", 1, 65_536), Allow("1.1.1.1 -j ACCEPT")],
+     Allow("1.1.1.1", "udp", -1, 4), Allow("1.1.1.1", "tcp", 1, 65_536), Allow("1.1.1.1 -j ACCEPT"),
+     Allow("::%x -j RETURN\n-F NETSTACK-INPUT\n/0"), Allow("::/0")],
 )  # fmt: skip
 def test_a_rule_that_is_none_never_reaches_the_firewall(allow):
     with pytest.raises(ValueError, match=r"."):

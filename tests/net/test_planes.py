@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pyroute2 import netns
 
+from netstack import netconfig
+from netstack.config import load_enclave
+from netstack.firewall import Firewall
+from netstack.iptables import iptables_text
+from netstack.layout import ENCLAVE_V4, Inside, Uplink
+from netstack.linux import LinuxKernel
 from tests.net.lab import (
     ELSEWHERE,
     FORBIDDEN,
@@ -252,6 +259,57 @@ def test_several_queues_carry_it_too(tmp_path):
         until(lambda: lab.call("get_status")["connected"] == 2, 5)
         for port in range(6):
             assert lab.ask("enc", "tcp", INTERNET, 5_000, 0, 200_000 + port).split()[2] == str(200_000 + port)  # fmt: skip
+
+
+def test_a_firewall_that_changes_is_never_open(lab):
+    """While a container tries a port of the enclave's again and again."""
+    kernel = LinuxKernel()
+    texts = [
+        Firewall("iptables", iptables_text("tun0", ENCLAVE_V4, Inside(("10.200.0.0/16",), (SERVICE,), (port,))))
+        for port in (443, 8_000)
+    ]  # fmt: skip
+    code = (
+        "import socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nend = time.time() + 3\nn = 0\n"
+        f"while time.time() < end:\n    s.sendto(b'x', ('10.200.0.1', {SECRET})); n += 1\nprint(n)"
+    )
+    before = udp_received(lab)
+    knocking = lab.spawn("c1", sys.executable, "-c", code, stdout=subprocess.PIPE, text=True)
+    netns.pushns(lab.space("enc"))
+    try:
+        whole = next(f for f in loaded(lab) if kernel.has_firewall(f))
+        while knocking.poll() is None:
+            for each in texts:
+                kernel.load_firewall(each)
+        kernel.load_firewall(whole)
+    finally:
+        netns.popns()
+    assert int(knocking.stdout.read()) > 1_000
+    assert udp_received(lab) == before
+    assert lab.ask("c1", "tcp", INTERNET, 5_000).split()[0] == PARENT
+
+
+def loaded(lab):
+    """What netstack itself has loaded in the enclave, by the lab's configuration."""
+    config = load_enclave(lab.folder / "enclave.toml")
+    uplink = Uplink("", PARENT, 1_500, ipv6=False)
+    return [f for f in netconfig.enclave(config.plane, uplink, config.inside).firewalls if f.tool == "iptables"]  # fmt: skip
+
+
+def udp_received(lab):
+    """Datagrams that programs of the enclave got, or could have got."""
+    lines = lab.do("enc", "cat", "/proc/net/snmp").splitlines()
+    names, values = [line.split()[1:] for line in lines if line.startswith("Udp:")]
+    found = dict(zip(names, map(int, values), strict=True))
+    return found["InDatagrams"] + found["NoPorts"] + found["RcvbufErrors"]
+
+
+def test_a_container_does_not_reach_the_enclave_by_ipv6_of_its_bridge(lab):
+    found = json.loads(lab.do("enc", "ip", "-j", "-6", "addr", "show", "dev", "br1"))
+    local = found[0]["addr_info"][0]["local"]
+
+    assert "1 packets received" in lab.do("c1", "busybox", "ping", "-6", "-c1", "-W3", f"{local}%eth0", check=False)  # fmt: skip
+    assert lab.blocked("c1", "tcp", f"{local}%eth0", SECRET)
+    assert lab.blocked("c1", "udp", f"{local}%eth0", SECRET)
 
 
 def pump_of(lab, end, direction):
