@@ -1,6 +1,8 @@
 """Packages of another Debian release, fetched from the mirror this machine uses; unpacked, not installed."""
 
+import fcntl
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +12,13 @@ CACHE = Path(__file__).resolve().parents[1] / ".cache"
 def fetch(suite, *packages):
     """A folder with the files of these packages. Once; a kernel's metapackage is followed."""
     folder = CACHE / f"{suite}-{packages[0]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of several processes may want it at once
+        return _fetch(suite, packages, folder)
+
+
+def _fetch(suite, packages, folder):
     root = folder / "root"
     if root.is_dir():
         return root
@@ -17,10 +26,12 @@ def fetch(suite, *packages):
     subprocess.run(["apt-get", *options, "-qq", "update"], check=True)
     names = [_inner(options, package) for package in packages]
     subprocess.run(["apt-get", *options, "-qq", "download", *names], check=True, cwd=folder)
+    shutil.rmtree(folder / "part", ignore_errors=True)  # a fetch that was cut off is begun again
     for deb in folder.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", str(deb), str(folder / "part")], check=True)
+    (folder / "part").rename(root)
+    for deb in folder.glob("*.deb"):
         deb.unlink()
-    (folder / "part").rename(root)  # a fetch that was cut off is begun again
     return root
 
 
