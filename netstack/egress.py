@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_address
 
-from netstack.firewall import PREFIX
+from netstack.firewall import CONTAINER_PREFIX, PREFIX
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Egress:
     def chain(self, address: str) -> str:
         """Its name says whose it is and what is in it, so that the kernel's state can be read."""
         digest = hashlib.sha256("\n".join(self.rules()).encode()).hexdigest()[:8]
-        return f"NS-{ip_address(address).packed.hex()}-{digest}"
+        return f"{CONTAINER_PREFIX}{ip_address(address).packed.hex()}-{digest}"
 
 
 def container_changes(present: Iterable[str], wanted: Mapping[str, Egress]) -> str:
@@ -57,7 +57,7 @@ def container_changes(present: Iterable[str], wanted: Mapping[str, Egress]) -> s
     when nothing changes. Raises ValueError.
     """
     chains = {egress.chain(address): (address, egress) for address, egress in wanted.items()}
-    there = {name for name in present if name.startswith("NS-")}
+    there = {name for name in present if name.startswith(CONTAINER_PREFIX)}
     added = {name: chains[name] for name in sorted(chains.keys() - there)}
     gone = sorted(there - chains.keys())
     if not added and not gone:

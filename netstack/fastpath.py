@@ -8,7 +8,6 @@ IPv4 without options, not segmented or TCP: anything else is rare, or large enou
 import struct
 from collections.abc import Callable
 
-from netstack.packet import TCP, parse
 from netstack.policy import (
     GSO_ECN,
     GSO_NONE,
@@ -53,22 +52,19 @@ def make_judge(guard: Guard) -> Judge:
         if verdict is Verdict.PASS and first == 0x45 and fragment in (0, _DONT_FRAGMENT):
             if len(known) >= _REMEMBER:
                 known.clear()  # a flood of addresses costs time, never memory
-            if (found := _least(data, start, end)) is not None:
+            if (found := _least(data, start)) is not None:
                 known[key] = found
         return verdict
 
     return judge
 
 
-def _least(data: memoryview, start: int, end: int) -> tuple[int, int] | None:
+def _least(data: memoryview, start: int) -> tuple[int, int] | None:
     """What a packet like this one, which passed, must at least have: bytes in all, and per segment."""
     flags, gso_type, _, _, csum_start, csum_offset = OFFLOAD_HEADER.unpack_from(data, start)
-    header = parse(data, start + OFFLOAD_HEADER.size, end)
-    size = OFFLOAD_HEADER.size + header.header_length
-    if flags & NEEDS_CSUM:
-        size = max(size, OFFLOAD_HEADER.size + csum_start + csum_offset + 2)
+    checksum = csum_start + csum_offset + 2 if flags & NEEDS_CSUM else 0
     if gso_type == GSO_NONE:
-        return size, 0
-    if gso_type & ~GSO_ECN != GSO_TCPV4 or header.protocol != TCP:
+        return OFFLOAD_HEADER.size + max(20, checksum), 0
+    if gso_type & ~GSO_ECN != GSO_TCPV4:
         return None
-    return max(size, OFFLOAD_HEADER.size + header.header_length + 20), MIN_TCP_SEGMENT
+    return OFFLOAD_HEADER.size + max(20 + 20, checksum), MIN_TCP_SEGMENT

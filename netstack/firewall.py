@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 TABLE = "netstack"
 PREFIX = "NETSTACK"
+# Of the chains with one container's rules (`netstack.egress`).
+CONTAINER_PREFIX = "NS-"
 # Built-in chain -> ours, per table.
 JUMPS = {
     "mangle": (("FORWARD", f"{PREFIX}-FORWARD"), ("INPUT", f"{PREFIX}-INPUT")),

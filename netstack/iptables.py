@@ -8,7 +8,7 @@ final.
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from netstack.firewall import JUMPS, PREFIX, Firewall
+from netstack.firewall import CONTAINER_PREFIX, JUMPS, PREFIX, Firewall
 from netstack.layout import CONTAINER_PORTS, ENCLAVE_PORTS, QUEUE_NUMBER, Inside
 from netstack.policy import FORBIDDEN
 
@@ -102,21 +102,11 @@ def _restore(table: str, chains: Iterable[str], rules: Iterable[str]) -> str:
     return f"*{table}\n{declared}" + "".join(f"-A {rule}\n" for rule in rules) + "COMMIT\n"
 
 
-def mark_chain(firewall: Firewall) -> str:
-    """An empty chain of this name stands in each table that was loaded."""
-    return f"{PREFIX}-{firewall.mark}"
-
-
-def tables_of(firewall: Firewall) -> dict[str, list[str]]:
-    """The lines of each table's text, without its head and COMMIT."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in firewall.text.splitlines():
-        if line.startswith("*"):
-            lines = found[line[1:]] = []
-        elif line != "COMMIT":
-            lines.append(line)
-    return found
+def tables_of(firewall: Firewall) -> dict[str, str]:
+    """The text of each table, with its mark: an empty chain of that name. Without head and COMMIT."""
+    mark = f":{PREFIX}-{firewall.mark} - [0:0]\n"
+    tables = (part.partition("\n") for part in firewall.text.split("COMMIT\n")[:-1])
+    return {head.removeprefix("*"): mark + body for head, _, body in tables}
 
 
 def loading(firewall: Firewall, table: str, saved: str) -> str:
@@ -125,36 +115,45 @@ def loading(firewall: Firewall, table: str, saved: str) -> str:
     ``saved``: the output of iptables-save with counters; for iptables-restore --noflush --counters. What
     containers were given (`netstack.egress`) stays, and so do their counters.
     """
-    wanted = [f":{mark_chain(firewall)} - [0:0]", *tables_of(firewall)[table]]
-    declared = {line[1:].split()[0] for line in wanted if line.startswith(":")}
-    ours = [chain for chain in chains_in(saved) if chain.startswith(f"{PREFIX}-")]
-    gone = [chain for chain in ours if chain not in declared]
+    wanted = tables_of(firewall)[table]
+    chains = chains_in(wanted)
+    gone = [c for c in chains_in(saved) if c.startswith(f"{PREFIX}-") and c not in chains]
     kept = [line for line in saved.splitlines() if _of_containers(line)]
-    old = [f"-D {chain} -j {target}" for chain, target in _jumps_in(table, saved)]
-    jumps = [f"-I {chain} 1 -j {target}" for chain, target in JUMPS[table] if target in declared]
-    emptied = [f"-F {chain}" for chain in gone] + [f"-X {chain}" for chain in gone]
-    return "\n".join([f"*{table}", *wanted, *kept, *old, *jumps, *emptied, "COMMIT\n"])
+    jumps = [f"-I {chain} 1 -j {target}" for chain, target in _jumps_of(table, chains)]
+    return _transaction(
+        table, wanted + "\n".join(kept), *_unjumped(table, saved), *jumps, *_gone(gone)
+    )
 
 
 def removing(table: str, saved: str) -> str | None:
     """What takes all of ours out of a table; None when there is nothing."""
-    ours = [c for c in chains_in(saved) if c.startswith((f"{PREFIX}-", "NS-"))]
-    jumps = [f"-D {chain} -j {target}" for chain, target in _jumps_in(table, saved)]
-    if not ours and not jumps:
-        return None
-    emptied = [f"-F {chain}" for chain in ours] + [f"-X {chain}" for chain in ours]
-    return "\n".join([f"*{table}", *jumps, *emptied, "COMMIT\n"])
+    ours = [c for c in chains_in(saved) if c.startswith((f"{PREFIX}-", CONTAINER_PREFIX))]
+    lines = [*_unjumped(table, saved), *_gone(ours)]
+    return _transaction(table, *lines) if lines else None
 
 
 def is_whole(firewall: Firewall, table: str, saved: str) -> bool:
-    """The table has what the firewall wants there, and no other mark of ours."""
-    wanted = tables_of(firewall).get(table)
+    """The table has what the firewall wants there, and nothing else of ours."""
+    chains = chains_in(tables_of(firewall).get(table, ""))
     there = {c for c in chains_in(saved) if c.startswith(f"{PREFIX}-")}
-    if wanted is None:
-        return not there
-    declared = {line[1:].split()[0] for line in wanted if line.startswith(":")}
-    jumps = [(chain, target) for chain, target in JUMPS[table] if target in declared]
-    return there == {*declared, mark_chain(firewall)} and _jumps_in(table, saved) == jumps
+    return there == set(chains) and _jumps_in(table, saved) == _jumps_of(table, chains)
+
+
+def _transaction(table: str, *lines: str) -> str:
+    return "\n".join([f"*{table}", *(line.rstrip("\n") for line in lines), "COMMIT\n"])
+
+
+def _gone(chains: Iterable[str]) -> list[str]:
+    """Emptied first: one may lead to another."""
+    return [f"{verb} {chain}" for verb in ("-F", "-X") for chain in chains]
+
+
+def _unjumped(table: str, saved: str) -> list[str]:
+    return [f"-D {chain} -j {target}" for chain, target in _jumps_in(table, saved)]
+
+
+def _jumps_of(table: str, chains: Iterable[str]) -> list[tuple[str, str]]:
+    return [(chain, target) for chain, target in JUMPS[table] if target in chains]
 
 
 def _jumps_in(table: str, saved: str) -> list[tuple[str, str]]:
@@ -170,7 +169,7 @@ def _jumps_in(table: str, saved: str) -> list[tuple[str, str]]:
 def _of_containers(line: str) -> bool:
     rule = line.partition("] ")[2]
     return rule.startswith(f"-A {PREFIX}-COUNT ") or (
-        rule.startswith(f"-A {PREFIX}-EGRESS ") and " -j NS-" in rule
+        rule.startswith(f"-A {PREFIX}-EGRESS ") and f" -j {CONTAINER_PREFIX}" in rule
     )
 
 

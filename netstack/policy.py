@@ -154,9 +154,8 @@ def inspect(guard: Guard, data: bytes | bytearray | memoryview, start: int, end:
     if flags & NEEDS_CSUM and not (
         header.header_length <= csum_start and csum_start + csum_offset + 2 <= header.length
     ):
-        return (
-            Verdict.OFFLOAD
-        )  # a tenant's raw socket can make its kernel write this: no liar, no end
+        # A tenant's raw socket can make its kernel write this: no reason to end everybody's connection.
+        return Verdict.OFFLOAD
     if flags & ~(NEEDS_CSUM | DATA_VALID):
         return Verdict.OFFLOAD
     if gso_type == GSO_NONE or _segments_well(header, flags, gso_type, gso_size, csum_offset):

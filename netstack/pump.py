@@ -112,9 +112,8 @@ def _fill(
     except BlockingIOError:
         pass
     except OSError as error:
-        if (
-            error.errno != errno.EINVAL
-        ):  # one packet whose offloads the kernel could not put into words
+        # EINVAL: one packet whose offloads the kernel could not put into words.
+        if error.errno != errno.EINVAL:
             raise Ended(f"{TUN_GONE}: {error.strerror}") from error
     coalescer.close()
     return at, packets

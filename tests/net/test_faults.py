@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -98,11 +99,17 @@ LIES = {
 }
 
 
+def stranger(lab):
+    """A connection to where the parent takes packets."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(f"{lab.folder}/packets.sock")
+    sock.settimeout(10)
+    return sock
+
+
 def impostor(lab, data=b"", hello=None):
     """Connects to the parent as an enclave would."""
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(10)
-    sock.connect(f"{lab.folder}/packets.sock")
+    sock = stranger(lab)
     sock.sendall(Hello(0, 1_500, 0).encode() if hello is None else hello)
     if hello is None:
         assert len(sock.recv(HELLO_SIZE)) == HELLO_SIZE
@@ -169,42 +176,26 @@ def test_a_hello_that_is_none_never_takes_the_true_ones_place(whole, hello):
 
 @pytest.mark.xdist_group("net-faults")
 def test_a_crowd_of_silent_strangers_is_bounded_and_the_true_one_stays(whole):
-    crowd = []
-    try:
+    with ExitStack() as crowd:
         for _ in range(100):
-            sock = socket.socket(socket.AF_UNIX)
-            crowd.append(sock)
-            sock.connect(f"{whole.folder}/packets.sock")
+            crowd.enter_context(stranger(whole))
         assert whole.ask("c1", "tcp", INTERNET, 5_000).split()[0] == PARENT
         assert whole.log("parent").count("link.refused") >= 100 - MOST_STRANGERS
-    finally:
-        for sock in crowd:
-            sock.close()
 
 
 @pytest.mark.xdist_group("net-faults")
 def test_a_flood_of_good_hellos_costs_the_parent_little(lab):
     """Each takes the session over: not faster than sessions can be made, and few wait."""
     parent = lab.ends["parent"]
-    crowd = []
-    try:
+    with ExitStack() as crowd:
         for number in range(400):
-            sock = socket.socket(socket.AF_UNIX)
-            crowd.append(sock)
-            sock.connect(f"{lab.folder}/packets.sock")
-            try:
+            sock = crowd.enter_context(stranger(lab))
+            with suppress(BrokenPipeError):
                 sock.sendall(Hello(0, 1_500, 0).encode())
-            except BrokenPipeError:
-                pass
             if number % 50 == 0:
-                children = (
-                    Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-                )
+                children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text()
                 assert len(os.listdir(f"/proc/{parent.pid}/fd")) < 100
-                assert len(children) <= 4
-    finally:
-        for sock in crowd:
-            sock.close()
+                assert len(children.split()) <= 4
     assert parent.poll() is None
 
 
@@ -214,14 +205,9 @@ def test_hellos_while_the_device_is_made_again_end_nothing(lab):
     lab.do("par", "ip", "link", "del", "tun0")
     end = time.monotonic() + 3
     while time.monotonic() < end:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
-            sock.connect(f"{lab.folder}/packets.sock")
-            try:
-                sock.sendall(Hello(0, 1_500, 0).encode())
-                sock.recv(HELLO_SIZE)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
+        with stranger(lab) as sock, suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(Hello(0, 1_500, 0).encode())
+            sock.recv(HELLO_SIZE)
         time.sleep(0.02)
     assert parent.poll() is None, lab.logs()
     until(lambda: "tun0" in lab.do("par", "ip", "link"), 10, lab.logs)

@@ -1,6 +1,5 @@
 """The server opens and closes ports through netstack, as containers come and go."""
 
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -106,7 +105,7 @@ def test_the_servers_own_ports_are_those_that_others_can_reach():
 
 
 async def test_the_loop_opens_what_is_deployed_and_outlives_a_network_that_is_away(
-    autojump_clock, nursery, caplog
+    autojump_clock, nursery
 ):
     rows = [SimpleNamespace(ports=(PublishedPort(20_000, "80/tcp"),))]
     told = []
@@ -133,7 +132,6 @@ async def test_the_loop_opens_what_is_deployed_and_outlives_a_network_that_is_aw
             if len(told) == 1:
                 raise OSError("away")
 
-    caplog.set_level(logging.CRITICAL)
     app = SimpleNamespace(network=Network(), ctx=SimpleNamespace(store=Store()), engine=Engine())
     nursery.start_soon(loops._network, app)
     await trio.sleep(2.5)

@@ -1,5 +1,6 @@
 """Both data planes over real AF_VSOCK: the enclave is a guest, the parent a namespace of this machine."""
 
+import shutil
 import sys
 import tempfile
 import time
@@ -21,30 +22,18 @@ pytestmark = pytest.mark.xdist_group("vm")
 
 
 @pytest.fixture(scope="module")
-def vm(record_property_of_module):
+def vm():
     folder = Path(tempfile.mkdtemp(prefix="vm-", dir="/tmp"))
     machine = Machine(folder, {1_080: f"{folder}/in.sock"})
     began = time.monotonic()
     try:
         version = machine.boot()
-        record_property_of_module(
-            f"VM: Linux {version} booted in {time.monotonic() - began:.1f} s"
-        )
+        machine.said = f"VM: Linux {version} booted in {time.monotonic() - began:.1f} s"
         _add_container(machine)
         yield machine
     finally:
         machine.stop()
-
-
-@pytest.fixture(scope="module")
-def record_property_of_module(request):
-    def record(figure):
-        request.config.stash.setdefault(FIGURES, []).append(figure)
-
-    return record
-
-
-FIGURES = pytest.StashKey()
+        shutil.rmtree(folder)
 
 
 def _add_container(vm):
@@ -78,7 +67,13 @@ def inside(vm, *command, **more):
 
 def ask(vm, kind, host, port, size=10, where=inside):
     words = ("ask", kind, host, str(port), "0", str(size), str(SLOW_MS))
-    return where(vm, PYTHON, "-I", "-S", "/app/who.py", *words, timeout=120).strip()
+    for _ in range(
+        3 if kind == "udp" else 1
+    ):  # as any client asks again: two guests share two cores
+        said = where(vm, PYTHON, "-I", "-S", "/app/who.py", *words, timeout=120).strip()
+        if not said.startswith("ERR"):
+            break
+    return said
 
 
 def host_of(vm, *command, **more):
@@ -163,7 +158,8 @@ def _clean(both):
     both.vm.do("/usr/sbin/iptables-legacy", "-t", "nat", "-F", "PREROUTING")
 
 
-def test_the_streams_are_real_af_vsock(joined):
+def test_the_streams_are_real_af_vsock(joined, record_property):
+    record_property("figure", joined.vm.said)
     assert CID == 16
     assert "/dev/vsock" in joined.vm.do("/bin/busybox", "ls", "/dev/vsock")
     code = "import socket, fcntl, struct; print(struct.unpack('I', fcntl.ioctl(open('/dev/vsock'), 0x7b9, bytes(4)))[0])"
