@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from nips.anchor import AWS_NITRO_ROOT_G1
-from nips.attestation import Verifier
+from nips.tee.anchor import AWS_NITRO_ROOT_G1
+from nips.tee.attestation import Verifier
 from tests.evidence import FOLDER, real_documents
 
 ROUNDS, TURNS = 100, 3

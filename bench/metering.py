@@ -12,13 +12,13 @@ from bot.adapters.sqlite_store import SqliteStore
 from bot.clock import SystemClock, boot_id
 from bot.devstack.sample import build_image
 from bot.devstack.stack import ground
-from handlers.charge import tick
 from handlers.context import Policy
 from handlers.domain.capacity import Capacity
 from handlers.domain.ledger import MAIN_WALLET, payment
 from handlers.domain.lifecycle import State
 from handlers.domain.limits import UnitSize, limits_for
 from handlers.domain.pricing import Tariff
+from handlers.duties.charge import tick
 from handlers.ports import ContainerSpec
 from handlers.records import Container
 from nips.keys import SecretKey

@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import structlog
 import trio
 
-from bot import intake
 from bot.adapters.seen_store import SeenStore
 from bot.clock import SystemClock
-from bot.inbox import Inbox, InboxPolicy
-from bot.outlet import Outlet
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
+from bot.server import intake
+from bot.server.inbox import Inbox, InboxPolicy
+from bot.server.outlet import Outlet
 from nips.keys import SecretKey
 from nips.nip11 import RelayLimits
 from tests.fakes import make_context

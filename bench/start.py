@@ -7,10 +7,10 @@ from statistics import median
 import trio
 
 from bot.adapters.nwc_wallet import NwcWallet
-from bot.client import open_client
 from bot.clock import SystemClock
 from bot.devstack.sample import build_image
 from bot.devstack.stack import Stack, stack
+from bot.tools.client import open_client
 from handlers.ports import PayStatus
 from nips.keys import SecretKey
 from nips.nip47 import parse_uri

@@ -1,10 +1,11 @@
-"""The process: everything that touches the world.
+"""The process: everything that touches the world, in rooms that an import contract keeps apart.
 
-- `cli` and `config` start it, `app` is the composition root: one place where all parts are joined.
-- `relay` carries events: `connection` and `pool` outwards, `server` is the embedded relay.
-- `intake` takes events in, `loops` is what the server does by itself, `parts` what it consists of.
-- `inbox` admits, `doors` decode, `dispatch` finds the row in ``handlers.ROUTES`` and answers.
-- `outbox` publishes what the handlers queued; `http` serves lightning addresses.
-- `adapters` fulfil ``handlers.ports``: Docker, registry, wallet, SQLite.
-- `client` is the caller's side of the RPC; `devstack` is the development machine around a server.
+- `relay`: events on the wire; connections to relays, and the embedded one.
+- `server`: what answers; `server.app` is the composition root.
+- `boot`: from a cold enclave to an identity that can be trusted; the supervisor of programs.
+- `adapters`: fulfil ``handlers.ports``: Docker, registry, wallet, SQLite.
+- `tools`: what people call: command line, client, verify, release.
+- `devstack`: DEVELOPMENT ONLY, a machine around a server; imported by nothing.
+
+At the root: `config` is read once, `clock` is the only place where clocks are read, `logging` sets up the log.
 """

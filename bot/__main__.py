@@ -9,7 +9,7 @@ def main() -> int:
     if not __debug__:
         sys.stderr.write("enclaved: error: never run this under python -O\n")
         return 1
-    from bot.cli import main as command_line
+    from bot.tools.cli import main as command_line
 
     return command_line()
 

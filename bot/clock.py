@@ -2,6 +2,14 @@
 
 import time
 from pathlib import Path
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What is given the time instead: the one below, or one that tests turn by hand."""
+
+    def now(self) -> int: ...
+    def boot_ms(self) -> int: ...
 
 
 class SystemClock:

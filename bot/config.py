@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bot.adapters.oci_registry import RegistryConfig
-from bot.inbox import InboxPolicy
+from bot.server.inbox import InboxPolicy
 from handlers.context import Policy
 from nips.errors import BadKey
 from nips.nip11 import RelayLimits

@@ -9,21 +9,21 @@
 - `domain` holds the rules, as plain Python.
 """
 
-from handlers.attest import AttestParams, attest, tell_attest
-from handlers.balance import BalanceParams, balance, tell_balance
-from handlers.deploy import DeployParams, deploy, tell_deploy
-from handlers.help import HelpParams, help_for, tell_help
-from handlers.info import InfoParams, info
-from handlers.list import ListParams, list_containers, tell_list
-from handlers.logs import LogsParams, logs
-from handlers.ping import PingParams, ping
-from handlers.quote import QuoteParams, quote, tell_quote
-from handlers.release import ReleaseParams, release, tell_release
-from handlers.restart import RestartParams, restart, tell_restart
+from handlers.commands.attest import AttestParams, attest, tell_attest
+from handlers.commands.balance import BalanceParams, balance, tell_balance
+from handlers.commands.deploy import DeployParams, deploy, tell_deploy
+from handlers.commands.help import HelpParams, help_for, tell_help
+from handlers.commands.info import InfoParams, info
+from handlers.commands.list import ListParams, list_containers, tell_list
+from handlers.commands.logs import LogsParams, logs
+from handlers.commands.ping import PingParams, ping
+from handlers.commands.quote import QuoteParams, quote, tell_quote
+from handlers.commands.release import ReleaseParams, release, tell_release
+from handlers.commands.restart import RestartParams, restart, tell_restart
+from handlers.commands.stop import StopParams, stop, tell_stop
+from handlers.commands.topup import TopupParams, tell_topup, topup
+from handlers.commands.withdraw import WithdrawParams, tell_withdraw, withdraw
 from handlers.routes import Route
-from handlers.stop import StopParams, stop, tell_stop
-from handlers.topup import TopupParams, tell_topup, topup
-from handlers.withdraw import WithdrawParams, tell_withdraw, withdraw
 
 ROUTES: tuple[Route, ...] = (
     Route("ping", PingParams, ping, "Is anybody there?", '"pong"', str),

@@ -1,6 +1,6 @@
 """App certificates: an app inside a container proves its key, and the container's key vouches for it.
 
-Only the container itself may ask (`bot/doors/container.py` knows who is calling): its admin, outside, could
+Only the container itself may ask (`bot/server/doors/container.py` knows who is calling): its admin, outside, could
 prove any key, and a certificate says that the key lives *inside*. The proof is NIP-42's answer to a
 challenge of ours, for our endpoint, naming the container: nothing that anybody else can make the app sign.
 """
@@ -18,9 +18,9 @@ from handlers.params import APP_PUBKEY, PROOF, param
 from handlers.ports import Tx
 from handlers.records import Container
 from nips import nip42
-from nips.certificates import Role, build_certificate
 from nips.errors import BadInput
 from nips.event import Event
+from nips.tee.certificates import Role, build_certificate
 
 CHALLENGE_S = 60
 MAX_CHALLENGES_EACH = 16

@@ -9,8 +9,8 @@ from handlers.domain.ports_pool import PortRange
 from handlers.domain.pricing import Tariff
 from handlers.ports import Clock, Engine, Events, Registry, Store, Wake, Wallet
 from handlers.proof import Proof
-from nips.env import Env
 from nips.keys import SecretKey
+from nips.tee.env import Env
 
 
 @dataclass(frozen=True)

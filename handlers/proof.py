@@ -1,11 +1,11 @@
 """What the instance can show for itself: an attestation of its key, fresh enough, or over a nonce."""
 
 from handlers.ports import Attester
-from nips.attestation import Verifier
-from nips.env import Env
 from nips.keys import SecretKey
-from nips.nec01 import Root, build_root, verify_root
-from nips.nec02 import Signatures
+from nips.tee.attestation import Verifier
+from nips.tee.env import Env
+from nips.tee.nec01 import Root, build_root, verify_root
+from nips.tee.nec02 import Signatures
 
 # A document is used again so long, unless its certificates end before that.
 KEEP_S = 600

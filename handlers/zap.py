@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from handlers.commands.topup import mint_for
 from handlers.context import Context
 from handlers.errors import Refusal, invalid
 from handlers.owned import payable
-from handlers.topup import mint_for
 from nips import lnurl
 from nips.errors import BadRequest
 from nips.nip19 import npub

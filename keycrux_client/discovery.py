@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from keycrux_client.ports import Relays
 from nips import kinds
-from nips.attestation import Verifier
-from nips.env import Env
 from nips.event import Event
 from nips.filters import Filter
-from nips.policies import ExpectedEnv, ExpectedMaintainers, ExpectedRepo, Policy
-from nips.verification import verify_announcement
+from nips.tee.attestation import Verifier
+from nips.tee.env import Env
+from nips.tee.policies import ExpectedEnv, ExpectedMaintainers, ExpectedRepo, Policy
+from nips.tee.verification import verify_announcement
 
 # Services announce every hour; certificates of documents live for three.
 ANNOUNCED_WITHIN_S = 3 * 3600

@@ -8,10 +8,10 @@ from pathlib import Path
 import structlog
 import trio
 
-from netstack.apply import CannotApply
 from netstack.config import ConfigError, EnclaveConfig, ParentConfig, load_enclave, load_parent
+from netstack.machine.apply import CannotApply
+from netstack.planes.tun import TunGone
 from netstack.service import remove_network, run_enclave, run_parent
-from netstack.tun import TunGone
 
 log = structlog.get_logger()
 

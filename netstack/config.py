@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from netstack import netconfig
 from netstack.control import Refused, read_uplink
 from netstack.dns import Resolver
-from netstack.layout import Inside, Plane, Uplink
+from netstack.machine import netconfig
+from netstack.machine.layout import Inside, Plane, Uplink
 from netstack.streams import Stream
 from netstack.vsock import Address, parse_address
 

@@ -14,8 +14,8 @@ import structlog
 import trio
 
 from netstack import vsock
-from netstack.egress import Allow, Egress
-from netstack.layout import ENCLAVE_PORTS, Uplink
+from netstack.machine.egress import Allow, Egress
+from netstack.machine.layout import ENCLAVE_PORTS, Uplink
 
 log = structlog.get_logger()
 MAX_LINE_BYTES = 256 * 1024

@@ -14,7 +14,7 @@ import trio
 
 from netstack import vsock
 from netstack.child import Child
-from netstack.layout import ENCLAVE_V4, RESOLVER, Inside
+from netstack.machine.layout import ENCLAVE_V4, RESOLVER, Inside
 
 log = structlog.get_logger()
 _UPSTREAM = re.compile(r"[0-9a-fA-F.:]+@[0-9]{1,5}#[A-Za-z0-9.-]+")

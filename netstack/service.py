@@ -14,14 +14,15 @@ from typing import Protocol, TypeVar
 import structlog
 import trio
 
-from netstack import containers, control, dns, linux, netconfig, streams, vsock
-from netstack.apply import apply, remove
+from netstack import control, dns, streams, vsock
 from netstack.config import EnclaveConfig, ParentConfig
 from netstack.control import Ports, Refused
-from netstack.layout import ENCLAVE_V4, QUEUE_NUMBER, Uplink
-from netstack.link import BACKOFF_FIRST_S, BACKOFF_MOST_S, DRAIN_S, Link, LinkConfig
-from netstack.nfqueue import QueueEnd, RawConfig, RawLink, TunEnd
-from netstack.policy import Rules, rules_at_enclave, rules_at_parent
+from netstack.machine import containers, linux, netconfig
+from netstack.machine.apply import apply, remove
+from netstack.machine.layout import ENCLAVE_V4, QUEUE_NUMBER, Uplink
+from netstack.packets.policy import Rules, rules_at_enclave, rules_at_parent
+from netstack.planes.link import BACKOFF_FIRST_S, BACKOFF_MOST_S, DRAIN_S, Link, LinkConfig
+from netstack.planes.nfqueue import QueueEnd, RawConfig, RawLink, TunEnd
 
 log = structlog.get_logger()
 STATS_EVERY_S = 60.0

@@ -12,14 +12,14 @@ from hypothesis import settings
 
 from bot.adapters.sqlite_store import SqliteStore
 from handlers import BY_NAME
-from handlers.charge import tick
 from handlers.context import Caller, Context
+from handlers.duties.charge import tick
+from handlers.duties.outgoing import due_payments, follow
+from handlers.duties.reconcile import carry_out, survey
+from handlers.duties.settle import due_invoices, look_at
+from handlers.duties.upkeep import upkeep
 from handlers.errors import Refusal
-from handlers.outgoing import due_payments, follow
 from handlers.params import parse_params
-from handlers.reconcile import carry_out, survey
-from handlers.settle import due_invoices, look_at
-from handlers.upkeep import upkeep
 from nips.keys import SecretKey
 from tests.escrow import Lane
 from tests.escrow import World as EscrowWorld

@@ -12,13 +12,13 @@ from keycrux_client.protocol import Credentials, EscrowPolicy
 from keycrux_client.refresh import Keeper
 from keycrux_client.shares import encode, make_split, to_store
 from nips import kinds
-from nips.anchor import Anchor
-from nips.attestation import Pcrs, Verifier
-from nips.env import Env
 from nips.event import sign_event
 from nips.keys import SecretKey
-from nips.nec02 import proof_tags
-from nips.nsm import attestation_request, encode_request, open_bytes_untrusted
+from nips.tee.anchor import Anchor
+from nips.tee.attestation import Pcrs, Verifier
+from nips.tee.env import Env
+from nips.tee.nec02 import proof_tags
+from nips.tee.nsm import attestation_request, encode_request, open_bytes_untrusted
 from tests.evidence import HARDWARE, Enclave, Hardware, measured
 from tests.fakes import FakeClock
 

@@ -11,19 +11,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bot.devstack.authority import DevAuthority, builder_certificate
 from bot.devstack.nsm import sign_document
 from nips import kinds
-from nips.anchor import Anchor
-from nips.attestation import Document, Pcrs, Verifier
-from nips.env import Env
 from nips.event import parse_event_untrusted, sign_event
-from nips.image_release import image_tags
 from nips.keys import SecretKey
-from nips.nec01 import build_root, verify_root
-from nips.nec02 import InstanceFacts, Signatures, build_announcement
-from nips.nec03 import build_builder_signature, pcr8_of
-from nips.nec04 import build_launcher_signature, pcr4_of
-from nips.nec05 import build_release_signature
-from nips.policies import DebugPolicy
-from nips.verification import verify_announcement
+from nips.tee.anchor import Anchor
+from nips.tee.attestation import Document, Pcrs, Verifier
+from nips.tee.env import Env
+from nips.tee.image_release import image_tags
+from nips.tee.nec01 import build_root, verify_root
+from nips.tee.nec02 import InstanceFacts, Signatures, build_announcement
+from nips.tee.nec03 import build_builder_signature, pcr8_of
+from nips.tee.nec04 import build_launcher_signature, pcr4_of
+from nips.tee.nec05 import build_release_signature
+from nips.tee.policies import DebugPolicy
+from nips.tee.verification import verify_announcement
 
 FOLDER = Path(__file__).parent / "fixtures/attestation"
 NOW = 1_800_000_000

@@ -5,7 +5,7 @@ import itertools
 import orjson
 import pytest
 
-from bot.doors import mention, rpc
+from bot.server.doors import mention, rpc
 from handlers import ROUTES
 from handlers.domain.lifecycle import State
 from nips import kinds

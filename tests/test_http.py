@@ -11,7 +11,7 @@ import trio
 
 from bot.clock import SystemClock
 from bot.devstack.engine import free_port
-from bot.http.server import serve
+from bot.server.http.server import serve
 from handlers.domain.ledger import container_account
 from nips.bolt11 import decode_invoice_untrusted
 from nips.event import parse_event_json_untrusted, sign_event, verify_event

@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from bot.adapters.seen_store import SeenStore
-from bot.inbox import CLIENT_TAG, Inbox, InboxPolicy, Verdict
+from bot.server.inbox import CLIENT_TAG, Inbox, InboxPolicy, Verdict
 from nips import kinds
 from nips.event import Event, sign_event
 from nips.keys import SecretKey

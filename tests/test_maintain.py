@@ -13,18 +13,18 @@ import trio
 from bot.adapters.relay_events import RelayEvents
 from bot.boot.identity import load_key
 from bot.clock import SystemClock
-from bot.trust.maintain import CannotRelease, Maintenance, read_measurements, sign_measurements
-from bot.trust.signer import BunkerSigner, KeySigner, SignerProblem, client_key_beside
+from bot.tools.maintain import CannotRelease, Maintenance, read_measurements, sign_measurements
+from bot.tools.signer import BunkerSigner, KeySigner, SignerProblem, client_key_beside
 from handlers.domain.image import parse_image_ref
 from nips import kinds, nip44
 from nips.errors import BadInput
 from nips.event import sign_event
 from nips.filters import Filter
-from nips.image_release import verify_image_release, verify_image_signature
 from nips.keys import SecretKey
-from nips.nec05 import verify_release_signature
 from nips.nip46 import open_reply_untrusted, parse_bunker_uri
 from nips.nip47 import format_uri
+from nips.tee.image_release import verify_image_release, verify_image_signature
+from nips.tee.nec05 import verify_release_signature
 from tests.conftest import REPO as CHECKOUT
 from tests.evidence import NOW, measured
 from tests.fakes import IMAGE_ID, FakeEvents, FakeRegistry
@@ -389,7 +389,7 @@ def test_the_image_holds_nothing_for_development(tmp_path):
         for word in ("CertificateBuilder", "generate_private_key", "sign_document"):
             assert word not in text, path
     environment = {"PYTHONPATH": str(tmp_path / "image"), "PATH": "/usr/bin:/bin"}
-    run = [sys.executable, "-c", "import bot, bot.cli, bot.app; print(bot.__file__)"]
+    run = [sys.executable, "-c", "import bot, bot.tools.cli, bot.server.app; print(bot.__file__)"]
     done = subprocess.run(run, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert str(tmp_path / "image") in done.stdout, done.stderr
     run[-1] = "import bot.devstack"

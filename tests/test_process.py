@@ -14,10 +14,10 @@ from bot.boot.identity import load_key
 from bot.clock import SystemClock
 from bot.config import ConfigError, load
 from bot.logging import blank_secrets
-from bot.outbox import drain
-from bot.outlet import Outlet
-from bot.parts import Nudge
 from bot.relay.pool import RelayPool
+from bot.server.outbox import drain
+from bot.server.outlet import Outlet
+from bot.server.parts import Nudge
 from handlers.domain.ledger import Entry
 from nips.filters import Filter
 from nips.keys import SecretKey
@@ -106,7 +106,7 @@ def test_secrets_are_blanked_before_a_line_is_written():
 
 
 async def test_one_line_per_request(world):
-    from bot.dispatch import Request, dispatch
+    from bot.server.dispatch import Request, dispatch
     from handlers.context import Caller
 
     with structlog.testing.capture_logs() as lines:
@@ -230,7 +230,7 @@ async def test_what_is_queued_is_published_until_every_relay_has_it(world):
 
 
 async def test_strangers_relays_get_the_event_and_nothing_else(monkeypatch):
-    import bot.outlet
+    import bot.server.outlet
 
     async def anywhere(host, port):
         return host
@@ -239,7 +239,7 @@ async def test_strangers_relays_get_the_event_and_nothing_else(monkeypatch):
         client = RelayPool(SystemClock())
         outlet = Outlet(client, None, ())
         assert [url] == await outlet.deliver(note(), [url]), "a private address is not dialled"
-        monkeypatch.setattr(bot.outlet, "resolve_public", anywhere)
+        monkeypatch.setattr(bot.server.outlet, "resolve_public", anywhere)
         event = note(content="receipt")
         assert [] == await outlet.deliver(event, [url])
         assert [event.id] == [e.id for e in server.query([Filter()])]

@@ -7,24 +7,24 @@ from dataclasses import replace
 import trio
 
 from bot.adapters.relay_events import RelayEvents
-from bot.doors import rpc
 from bot.relay.server import RelayServer
-from bot.trust.report import Answer, Report
-from bot.trust.verify import Question, verify
-from handlers.announce import instance_events, queue_container_events
+from bot.server.doors import rpc
+from bot.tools.report import Answer, Report
+from bot.tools.verify import Question, verify
+from handlers.duties.announce import instance_events, queue_container_events
 from handlers.proof import Proof
 from nips import kinds
-from nips.anchor import AWS_NITRO_ROOT_G1
-from nips.attestation import Verifier
-from nips.certificates import Role, build_certificate
-from nips.env import Env
 from nips.event import parse_event_json_untrusted, sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip19 import Pointer, npub
-from nips.policies import DebugPolicy, ExpectedMaintainers, ExpectedPcrs, MaxAge
 from nips.rpc import RpcReply, build_reply, open_request_untrusted
-from nips.verdict import Check, Outcome
+from nips.tee.anchor import AWS_NITRO_ROOT_G1
+from nips.tee.attestation import Verifier
+from nips.tee.certificates import Role, build_certificate
+from nips.tee.env import Env
+from nips.tee.policies import DebugPolicy, ExpectedMaintainers, ExpectedPcrs, MaxAge
+from nips.tee.verdict import Check, Outcome
 from tests.evidence import HARDWARE, NOW, Enclave, measured, real_event
 from tests.fakes import DIGEST
 
@@ -179,9 +179,9 @@ async def test_an_instance_outside_of_an_enclave_proves_nothing(world):
 
 
 async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
-    import bot.trust.challenge
+    import bot.tools.challenge
 
-    monkeypatch.setattr(bot.trust.challenge, "ANSWER_S", 0.5)
+    monkeypatch.setattr(bot.tools.challenge, "ANSWER_S", 0.5)
     proved(world)
     async with relay_of(world, answers=False) as (server, url):
         unknown = SecretKey.generate().pubkey

@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from nips.errors import BadInput
-from nips.nsm import (
+from nips.tee.nsm import (
     MAX_RESPONSE_BYTES,
     NsmDescription,
     NsmRequest,

@@ -1,1 +1,2 @@
-"""From a cold enclave to a server that can be trusted: attestation, standing, escrow, identity."""
+"""From a cold enclave to a server that can be trusted: attestation, standing, escrow, identity; and the `supervisor`
+of programs, which starts them in order and keeps them running."""

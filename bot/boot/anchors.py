@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nips.anchor import AWS_NITRO_ROOT_G1, Anchor, development_anchor
 from nips.errors import BadAttestation
+from nips.tee.anchor import AWS_NITRO_ROOT_G1, Anchor, development_anchor
 
 
 def load_anchor(development_root: Path | None) -> Anchor:

@@ -11,19 +11,19 @@ from importlib.resources import files
 
 import orjson
 
-from nips.attestation import Attested, Verifier
 from nips.crypto import is_pubkey
-from nips.env import Env
 from nips.errors import BadInput
 from nips.event import Event, parse_event_untrusted
 from nips.keys import SecretKey
-from nips.nec01 import Root
-from nips.nec02 import InstanceFacts, Signatures, build_announcement
-from nips.nec03 import verify_builder_signature
-from nips.nec04 import verify_launcher_signature
-from nips.nec05 import verify_release_signature
-from nips.policies import ExpectedEnv, ExpectedMaintainers, ExpectedRepo, Policy
-from nips.verification import MAX_RELEASES, verify_announcement
+from nips.tee.attestation import Attested, Verifier
+from nips.tee.env import Env
+from nips.tee.nec01 import Root
+from nips.tee.nec02 import InstanceFacts, Signatures, build_announcement
+from nips.tee.nec03 import verify_builder_signature
+from nips.tee.nec04 import verify_launcher_signature
+from nips.tee.nec05 import verify_release_signature
+from nips.tee.policies import ExpectedEnv, ExpectedMaintainers, ExpectedRepo, Policy
+from nips.tee.verification import MAX_RELEASES, verify_announcement
 
 
 class BadMeta(BadInput):

@@ -33,12 +33,12 @@ from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Trust, discover
 from keycrux_client.protocol import Credentials, EscrowPolicy
 from keycrux_client.refresh import Keeper
-from nips.anchor import Anchor
-from nips.attestation import Verifier
-from nips.env import Env
 from nips.errors import BadInput
 from nips.keys import SecretKey
-from nips.nec01 import build_root, verify_root
+from nips.tee.anchor import Anchor
+from nips.tee.attestation import Verifier
+from nips.tee.env import Env
+from nips.tee.nec01 import build_root, verify_root
 
 log = structlog.get_logger()
 MAX_META_BYTES = 1 << 20

@@ -15,12 +15,12 @@ import structlog
 import trio
 
 from bot.adapters.nwc_wallet import NwcWallet
-from bot.client import CallRefused, Client, NoAnswer, open_client
+from bot.boot.supervisor import ProgramFailed
 from bot.clock import SystemClock
 from bot.devstack.image import REPO
 from bot.devstack.sample import build_image
 from bot.devstack.stack import Stack, stack
-from bot.supervisor import ProgramFailed
+from bot.tools.client import CallRefused, Client, NoAnswer, open_client
 from handlers.ports import Minted, PayStatus
 from nips import kinds, nip17
 from nips.bolt11 import decode_invoice_untrusted

@@ -11,11 +11,11 @@ from typing import Any
 
 import trio
 
+from bot.boot.supervisor import Program
 from bot.clock import SystemClock
 from bot.devstack.authority import load_authority
 from bot.devstack.ground import Ground
 from bot.devstack.image import REPO, People, build_image
-from bot.supervisor import Program
 
 PYTHON = str(REPO / ".venv/bin/python")
 SOURCE, ESCROW_SOURCE = "https://example.com/enclaved", "https://example.com/keycrux"

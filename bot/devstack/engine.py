@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from bot.supervisor import Program, Supervisor
+from bot.boot.supervisor import Program, Supervisor
 
 ENGINE_CORES = 1.0
 _CONTROLLERS_V1 = (

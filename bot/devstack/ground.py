@@ -10,10 +10,10 @@ from pathlib import Path
 
 import trio
 
+from bot.boot.supervisor import Program, Supervisor
 from bot.devstack import registry
 from bot.devstack.engine import EnginePlace, PrivateEngine, choose_place
 from bot.devstack.sample import Image
-from bot.supervisor import Program, Supervisor
 
 BASE = Path("/var/tmp/enclaved-dev")
 REGISTRY_PORT = 5_000

@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bot.devstack.authority import builder_certificate
 from bot.devstack.nsm import measure
-from nips.attestation import Pcrs
-from nips.env import Env
 from nips.event import Event
 from nips.keys import SecretKey
-from nips.nec03 import build_builder_signature
-from nips.nec04 import build_launcher_signature
-from nips.nec05 import build_release_signature
+from nips.tee.attestation import Pcrs
+from nips.tee.env import Env
+from nips.tee.nec03 import build_builder_signature
+from nips.tee.nec04 import build_launcher_signature
+from nips.tee.nec05 import build_release_signature
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -20,16 +20,16 @@ from bot.devstack.wallet import PATIENCE
 from bot.relay.pool import RelayPool
 from handlers.proof import Proof
 from nips import kinds
-from nips.anchor import development_anchor
-from nips.attestation import Verifier
-from nips.env import Env
 from nips.errors import BadCiphertext, BadInput
 from nips.event import Event, sign_event, verify_event
 from nips.filters import Filter
 from nips.keys import SecretKey
-from nips.nec01 import check_public_key
-from nips.nec02 import Signatures, proof_tags
 from nips.rpc import RpcReply, RpcRequest, build_reply, open_request_untrusted
+from nips.tee.anchor import development_anchor
+from nips.tee.attestation import Verifier
+from nips.tee.env import Env
+from nips.tee.nec01 import check_public_key
+from nips.tee.nec02 import Signatures, proof_tags
 
 ANNOUNCE_S = 3_600
 WINDOW_S = 120

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from keycrux_client.protocol import LIFE_S, MAX_DATA, NOT_FOUND
-from nips.attestation import Pcrs
 from nips.errors import BadInput
 from nips.event import parse_event_untrusted
-from nips.nec05 import verify_release_signature
+from nips.tee.attestation import Pcrs
+from nips.tee.nec05 import verify_release_signature
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS held (

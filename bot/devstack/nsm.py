@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from bot.adapters.nsm import LENGTH, read_message
 from bot.clock import SystemClock
 from bot.devstack.authority import LEAF_S, DevAuthority, Signer, load_authority
-from nips import cbor
-from nips.attestation import PCR_BYTES, CoseSign1, Document, Pcrs
 from nips.errors import BadInput
-from nips.nec03 import pcr8_of, pcr_of
-from nips.nec04 import pcr4_of
-from nips.nsm import (
+from nips.tee import cbor
+from nips.tee.attestation import PCR_BYTES, CoseSign1, Document, Pcrs
+from nips.tee.nec03 import pcr8_of, pcr_of
+from nips.tee.nec04 import pcr4_of
+from nips.tee.nsm import (
     FIRST_FREE_PCR,
     MAX_NONCE,
     MAX_PUBLIC_KEY,

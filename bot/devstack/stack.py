@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bot.boot.supervisor import Program
 from bot.devstack.enclave import PYTHON, Enclave, found_enclave, in_repo
 from bot.devstack.engine import free_port
 from bot.devstack.ground import Ground, Say, ground
-from bot.supervisor import Program
 from nips.keys import SecretKey
 from nips.nip47 import format_uri
 

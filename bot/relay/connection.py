@@ -20,8 +20,8 @@ from enum import Enum
 import structlog
 import trio
 
+from bot.clock import Clock
 from bot.relay.websocket import Websocket, WebsocketGone, connect
-from handlers.ports import Clock
 from nips import nip01, nip42
 from nips.errors import BadMessage
 from nips.event import Event

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import trio
 
+from bot.clock import Clock
 from bot.relay.connection import Published, RelayConnection, RelayPolicy
-from handlers.ports import Clock
 from nips.event import Event
 from nips.filters import Filter
 from nips.keys import SecretKey

@@ -19,9 +19,9 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from bot.clock import Clock
 from bot.relay.event_store import EventStore
 from bot.relay.websocket import Websocket, WebsocketGone, accept
-from handlers.ports import Clock
 from nips import kinds, nip01, nip42
 from nips.errors import BadEvent, BadMessage
 from nips.event import Event, verify_event

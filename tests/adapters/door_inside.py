@@ -14,7 +14,7 @@ from bot.adapters.docker_engine import DockerConfig, DockerEngine
 from bot.adapters.sqlite_store import SqliteStore
 from bot.clock import SystemClock, boot_id
 from bot.devstack.engine import CONTAINER_PORT
-from bot.doors.container import ContainerDoor
+from bot.server.doors.container import ContainerDoor
 from handlers.certify import container_token
 from handlers.domain.lifecycle import State
 from handlers.domain.limits import UnitSize, limits_for

@@ -17,10 +17,10 @@ from bot.boot.standing import (
     load_release_policy,
     parse_meta_untrusted,
 )
-from nips.env import Env
 from nips.errors import BadInput
 from nips.keys import SecretKey
-from nips.nec04 import build_launcher_signature
+from nips.tee.env import Env
+from nips.tee.nec04 import build_launcher_signature
 from tests.evidence import HARDWARE, NOW, REPO, ZERO, Enclave, Hardware
 
 

@@ -17,13 +17,13 @@ from bot.boot.unlock import Halted
 from bot.boot.wake import wake
 from bot.config import ConfigError, load
 from bot.devstack.nsm import DevNsm, serve
-from bot.loops import _escrow
-from handlers.announce import instance_events
+from bot.server.loops import _escrow
+from handlers.duties.announce import instance_events
 from handlers.errors import Refusal
 from keycrux_client.refresh import Refreshed
-from nips.env import Env
 from nips.keys import SecretKey
 from nips.nip47 import format_uri
+from nips.tee.env import Env
 from tests.evidence import HARDWARE, NOW, REPO, Enclave, Hardware, measured
 from tests.fakes import FakeClock
 

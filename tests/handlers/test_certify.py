@@ -11,13 +11,13 @@ import trio
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
-from bot.doors.container import ContainerDoor
-from handlers.announce import queue_container_events
+from bot.server.doors.container import ContainerDoor
 from handlers.certify import CHALLENGE_S, container_token
+from handlers.duties.announce import queue_container_events
 from nips import kinds
-from nips.certificates import Role, verify_certified
 from nips.event import parse_event_json_untrusted, parse_event_untrusted, sign_event
 from nips.keys import SecretKey
+from nips.tee.certificates import Role, verify_certified
 from tests.evidence import HARDWARE, NOW
 from tests.test_verify import proved
 

@@ -14,20 +14,20 @@ import pytest
 
 from bot.adapters.sqlite_store import SqliteStore
 from handlers import BY_NAME
-from handlers.announce import queue_container_events
-from handlers.charge import tick
 from handlers.context import Caller, Policy
 from handlers.domain.ledger import MAIN_WALLET, container_account
 from handlers.domain.lifecycle import State
 from handlers.domain.meter import Rhythm
 from handlers.domain.pricing import Tariff
+from handlers.duties.announce import queue_container_events
+from handlers.duties.charge import tick
+from handlers.duties.outgoing import due_payments, follow
+from handlers.duties.reconcile import carry_out, survey
+from handlers.duties.settle import due_invoices, look_at, look_at_wallet_of
+from handlers.duties.sweep import sweep
+from handlers.duties.upkeep import upkeep
 from handlers.errors import Refusal
-from handlers.outgoing import due_payments, follow
 from handlers.params import parse_params
-from handlers.reconcile import carry_out, survey
-from handlers.settle import due_invoices, look_at, look_at_wallet_of
-from handlers.sweep import sweep
-from handlers.upkeep import upkeep
 from nips.keys import SecretKey
 from tests.conftest import audit_books
 from tests.fakes import FakeClock, FakeEngine, FakeWallet, make_context

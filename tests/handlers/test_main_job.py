@@ -469,7 +469,7 @@ async def test_settled_then_not_changes_nothing(world):
 
 
 async def test_per_container_wallets_hold_the_money_and_are_swept(world):
-    from handlers.sweep import sweep
+    from handlers.duties.sweep import sweep
 
     world.wallet.per_container = True
     pubkey = await world.deployed(amount_sat=1_000)
@@ -485,7 +485,7 @@ async def test_per_container_wallets_hold_the_money_and_are_swept(world):
 
 
 async def test_money_that_came_by_itself_is_credited_once(world):
-    from handlers.settle import look_at_wallet_of
+    from handlers.duties.settle import look_at_wallet_of
 
     world.wallet.per_container = True
     pubkey = await world.deployed()

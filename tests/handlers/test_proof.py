@@ -7,8 +7,8 @@ import orjson
 import pytest
 
 from bot.devstack.engine import free_port
-from bot.http.server import serve
-from handlers.announce import instance_events, queue_container_events
+from bot.server.http.server import serve
+from handlers.commands.release import read_labels
 from handlers.domain.release import (
     Claim,
     Signed,
@@ -18,22 +18,22 @@ from handlers.domain.release import (
     newest_by_all,
     parse_version,
 )
+from handlers.duties.announce import instance_events, queue_container_events
 from handlers.errors import Code, Refusal
 from handlers.proof import KEEP_S
-from handlers.release import read_labels
 from nips import kinds
-from nips.env import Env
 from nips.event import parse_event_json_untrusted, parse_event_untrusted, sign_event
-from nips.image_release import (
+from nips.keys import SecretKey
+from nips.tee.env import Env
+from nips.tee.image_release import (
     ImageIdentity,
     release_announcement_tags,
     verify_image_release,
     verify_image_signature,
 )
-from nips.keys import SecretKey
-from nips.nec01 import verify_root
-from nips.policies import DebugPolicy
-from nips.verification import verify_announcement, verify_container
+from nips.tee.nec01 import verify_root
+from nips.tee.policies import DebugPolicy
+from nips.tee.verification import verify_announcement, verify_container
 from tests.evidence import HARDWARE, NOW, build_image_signature
 from tests.fakes import IMAGE_ID
 from tests.test_verify import HomeAttester, proved

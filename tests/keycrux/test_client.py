@@ -7,10 +7,10 @@ from keycrux_client.protocol import EscrowPolicy, GetReply, Got, set_params
 from keycrux_client.recovery import Backup, CreateFresh, Halt, decide, sum_up
 from keycrux_client.shares import DiskKey, Head, decode_untrusted, make_split
 from nips import kinds
-from nips.env import Env
 from nips.event import sign_event
 from nips.keys import SecretKey
 from nips.rpc import RpcReply, build_reply, open_request_untrusted
+from nips.tee.env import Env
 from tests.escrow import texts
 from tests.evidence import HARDWARE, NOW, ZERO, Enclave
 

@@ -2,7 +2,7 @@
 
 import re
 
-from netstack.apply import CannotApply
+from netstack.machine.apply import CannotApply
 
 
 class Died(Exception):
@@ -10,7 +10,7 @@ class Died(Exception):
 
 
 class FakeKernel:
-    """`netstack.apply.Kernel` in memory. ``die_after``: how many changes it lives."""
+    """`netstack.machine.apply.Kernel` in memory. ``die_after``: how many changes it lives."""
 
     def __init__(self, die_after=None):
         self.sysctls = {

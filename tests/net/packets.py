@@ -3,8 +3,8 @@
 import socket
 import struct
 
-from netstack.framing import HEADER, PACKET
-from netstack.policy import OFFLOAD_HEADER
+from netstack.packets.framing import HEADER, PACKET
+from netstack.packets.policy import OFFLOAD_HEADER
 
 ENCLAVE, ELSEWHERE = "10.118.0.2", "5.5.5.5"
 

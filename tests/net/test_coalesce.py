@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstack.coalesce import MOST_SEGMENTS, Coalescer
-from netstack.framing import HEADER, next_frame
-from netstack.policy import GSO_UDP_L4, OFFLOAD_HEADER, Guard, Verdict, inspect, rules_at_parent
+from netstack.packets.coalesce import MOST_SEGMENTS, Coalescer
+from netstack.packets.framing import HEADER, next_frame
+from netstack.packets.policy import (
+    GSO_UDP_L4,
+    OFFLOAD_HEADER,
+    Guard,
+    Verdict,
+    inspect,
+    rules_at_parent,
+)
 from tests.net.packets import ELSEWHERE, ENCLAVE, ipv4, offload, tcp
 
 PARENT = Guard(rules_at_parent((ENCLAVE,)))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from netstack import control, streams, vsock
 from netstack.config import ConfigError, load_enclave, load_parent
 from netstack.control import Ports, Refused, read_containers, read_ports, read_uplink
-from netstack.egress import Allow, Egress
-from netstack.layout import Uplink
+from netstack.machine.egress import Allow, Egress
+from netstack.machine.layout import Uplink
 from netstack.vsock import BadAddress, parse_address
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from netstack.dns import Resolver, docker_settings, unbound_text
-from netstack.layout import RESOLVER, Inside
+from netstack.machine.layout import RESOLVER, Inside
 from tests.net.certificates import make_certificates
 from tests.net.lab import ELSEWHERE, INTERNET, running, until
 

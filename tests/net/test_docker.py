@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from bot.boot.supervisor import Supervisor
 from bot.devstack.engine import EnginePlace, PrivateEngine
-from bot.supervisor import Supervisor
 from netstack.dns import docker_settings
 from tests.net.certificates import make_certificates
 from tests.net.lab import ELSEWHERE, INTERNET, PARENT, WHO, Lab, run

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstack import fastpath
-from netstack.fastpath import make_judge
-from netstack.packet import Malformed
-from netstack.policy import Guard, Verdict, inspect, rules_at_enclave, rules_at_parent
+from netstack.packets import fastpath
+from netstack.packets.fastpath import make_judge
+from netstack.packets.packet import Malformed
+from netstack.packets.policy import Guard, Verdict, inspect, rules_at_enclave, rules_at_parent
 from tests.net.packets import ENCLAVE, ipv4, ipv6, offload, tcp
 from tests.net.test_packets import TCP_GSO
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from netstack.framing import HELLO_SIZE, PING_FRAME, Hello
-from netstack.link import MOST_STRANGERS
+from netstack.packets.framing import HELLO_SIZE, PING_FRAME, Hello
+from netstack.planes.link import MOST_STRANGERS
 from tests.net.lab import ELSEWHERE, INTERNET, PARENT, WHO, Held, run, running, until
 from tests.net.packets import ENCLAVE, frame, ipv4, offload
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from pyroute2 import netns
 
-from netstack import containers, egress, firewall, linux, netconfig
-from netstack.apply import CannotApply, apply, remove
-from netstack.egress import Allow, Egress, Traffic, container_changes
-from netstack.iptables import loading, removing, tables_of
-from netstack.layout import Inside, Plane, Uplink
-from netstack.linux import LinuxKernel
-from netstack.nft import marked_nft
+from netstack.machine import containers, egress, firewall, linux, netconfig
+from netstack.machine.apply import CannotApply, apply, remove
+from netstack.machine.egress import Allow, Egress, Traffic, container_changes
+from netstack.machine.iptables import loading, removing, tables_of
+from netstack.machine.layout import Inside, Plane, Uplink
+from netstack.machine.linux import LinuxKernel
+from netstack.machine.nft import marked_nft
 from tests.net.kernel import Died, FakeKernel
 from tests.net.lab import Lab, run
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstack.packet import MAX_PACKET, Malformed, length_in_stream, parse
-from netstack.policy import (
+from netstack.packets.packet import MAX_PACKET, Malformed, length_in_stream, parse
+from netstack.packets.policy import (
     FORBIDDEN,
     FORBIDDEN_V6,
     GSO_ECN,

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from pyroute2 import netns
 
-from netstack import netconfig
 from netstack.config import load_enclave
-from netstack.firewall import Firewall
-from netstack.iptables import iptables_text
-from netstack.layout import ENCLAVE_V4, Inside, Uplink
-from netstack.linux import LinuxKernel
+from netstack.machine import netconfig
+from netstack.machine.firewall import Firewall
+from netstack.machine.iptables import iptables_text
+from netstack.machine.layout import ENCLAVE_V4, Inside, Uplink
+from netstack.machine.linux import LinuxKernel
 from tests.net.lab import (
     ELSEWHERE,
     FORBIDDEN,

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstack import counters
-from netstack.framing import (
+from netstack.packets.framing import (
     HELLO_SIZE,
     MAX_PAYLOAD,
     PING,
@@ -19,9 +18,10 @@ from netstack.framing import (
     decode_hello,
     next_frame,
 )
-from netstack.packet import Malformed
-from netstack.policy import Rules, rules_at_parent
-from netstack.pump import Job, run
+from netstack.packets.packet import Malformed
+from netstack.packets.policy import Rules, rules_at_parent
+from netstack.planes import counters
+from netstack.planes.pump import Job, run
 from tests.net.packets import ENCLAVE, frame, ipv4, offload
 
 GOOD = offload() + ipv4()

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from bot import app as composition
-from bot import loops
 from bot.adapters.enclave_network import AGAIN_S, EnclaveNetwork
 from bot.config import HttpConfig, NetworkConfig, RelaysConfig
+from bot.server import app as composition
+from bot.server import loops
 from handlers.domain.lifecycle import State
 from handlers.records import PublishedPort
 from netstack.control import Refused

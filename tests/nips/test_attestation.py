@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from bot.devstack.authority import DevAuthority, Signer, issue_ca, issue_leaf, make_root
 from bot.devstack.nsm import sign_document, sign_payload
-from nips import cbor
-from nips.anchor import AWS_NITRO_ROOT_G1, Anchor, development_anchor
-from nips.attestation import (
+from nips.errors import BadAttestation
+from nips.tee import cbor
+from nips.tee.anchor import AWS_NITRO_ROOT_G1, Anchor, development_anchor
+from nips.tee.attestation import (
     MAX_DOCUMENT_BYTES,
     Pcrs,
     Verifier,
     decode_document_untrusted,
 )
-from nips.errors import BadAttestation
 from tests.evidence import FOLDER, HARDWARE, NOW, Hardware, measured, real_documents
 
 DOCUMENTS = real_documents()

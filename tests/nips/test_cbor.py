@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nips import cbor
 from nips.errors import BadCbor
+from nips.tee import cbor
 
 numbers = st.integers(min_value=-(2**64), max_value=2**64 - 1)
 values = st.recursive(

@@ -10,27 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nips import kinds
-from nips.anchor import AWS_NITRO_ROOT_G1
-from nips.attestation import Verifier
-from nips.certificates import Role, build_certificate, verify_certificate, verify_certified
-from nips.container import ContainerFacts, build_container
-from nips.env import Env
 from nips.errors import BadInput
 from nips.event import parse_event_json_untrusted, sign_event
 from nips.keys import SecretKey
-from nips.nec01 import build_root, verify_root
-from nips.nec03 import build_builder_signature, pcr8_of, verify_builder_certificate
-from nips.nec04 import build_launcher_signature, pcr4_of, verify_launcher_signature
-from nips.nec05 import verify_release_signature
-from nips.policies import (
+from nips.tee.anchor import AWS_NITRO_ROOT_G1
+from nips.tee.attestation import Verifier
+from nips.tee.certificates import Role, build_certificate, verify_certificate, verify_certified
+from nips.tee.container import ContainerFacts, build_container
+from nips.tee.env import Env
+from nips.tee.nec01 import build_root, verify_root
+from nips.tee.nec03 import build_builder_signature, pcr8_of, verify_builder_certificate
+from nips.tee.nec04 import build_launcher_signature, pcr4_of, verify_launcher_signature
+from nips.tee.nec05 import verify_release_signature
+from nips.tee.policies import (
     DebugPolicy,
     ExpectedMaintainers,
     ExpectedPcrs,
     ExpectedRepo,
     MaxAge,
 )
-from nips.verdict import Check, Outcome, Verdict
-from nips.verification import verify_announcement, verify_container
+from nips.tee.verdict import Check, Outcome, Verdict
+from nips.tee.verification import verify_announcement, verify_container
 from tests.evidence import (
     HARDWARE,
     INSTANCE_ID,

@@ -13,11 +13,11 @@ import pytest
 import trio
 
 from bot.adapters.nwc_wallet import NwcWallet
-from bot.client import CallRefused, NoAnswer, open_client
 from bot.clock import SystemClock
 from bot.devstack.sample import build_image
 from bot.devstack.stack import stack
 from bot.devstack.wallet import PATIENCE
+from bot.tools.client import CallRefused, NoAnswer, open_client
 from handlers.domain.ledger import MAIN_WALLET
 from handlers.ports import InvoiceWanted, Minted, PayStatus
 from nips.keys import SecretKey

@@ -1,0 +1,217 @@
+"""The composition root: builds every part, joins them, runs the loops. Read this to see the whole.
+
+module, escrow ─ wake ─ identity, proof
+embedded relay ─┐                        ┌─ ROUTES handlers ─ store, wallet, registry
+relay pool ─────┴─ inbox ─ door ─ dispatch                    │ outbox ─ relays
+wallet hints ── settle ┐                                      │
+clock ── charge, upkeep, sweep ─ store ─ reconcile ─ engine ──┘ announce ─ relays
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+import bot.server.http.server
+from bot.adapters.docker_engine import HOST_NAME, DockerConfig, DockerEngine
+from bot.adapters.enclave_network import EnclaveNetwork
+from bot.adapters.nwc_wallet import NwcWallet
+from bot.adapters.oci_registry import OciRegistry
+from bot.adapters.relay_events import RelayEvents
+from bot.adapters.seen_store import SeenStore
+from bot.adapters.sqlite_store import SqliteStore
+from bot.boot.identity import only_one
+from bot.boot.wake import Awake, wake
+from bot.clock import SystemClock, boot_id
+from bot.config import Config
+from bot.relay.pool import RelayPool
+from bot.relay.server import RelayServer
+from bot.server.doors.container import ContainerDoor
+from bot.server.inbox import Inbox
+from bot.server.intake import catch_up, feed, run_pump, run_requests, subscribe
+from bot.server.loops import LOOPS, look_at_engine
+from bot.server.outlet import Outlet
+from bot.server.parts import App, Wakes
+from handlers.context import Context, Places
+from nips.event import Event
+from nips.keys import SecretKey
+
+log = structlog.get_logger()
+VERSION = "0.1.0"
+
+
+@asynccontextmanager
+async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[App]:
+    """Everything up to the point where requests could be answered. Raises what `wake` raises.
+
+    The embedded relay comes first: key escrow may be reached through it.
+    """
+    state, clock = config.server.state_dir, SystemClock()
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with only_one(state):
+        relay, own_urls = _embedded_relay(config, clock)
+        trusted = (*own_urls, *config.relays.urls, *config.escrow.relays)
+        # Two, since each goes to few relays at once: what strangers have us look up must not hold up escrow.
+        for_escrow, for_strangers = (RelayEvents(trusted, relay, own_urls) for _ in range(2))
+        async with trio.open_nursery() as nursery:
+            if relay is not None:
+                relays = config.relays
+                await nursery.start(relay.serve, relays.embedded_host, relays.embedded_port)
+            awake = await wake(config, for_escrow, own_urls, clock, forget_state=forget_state)
+            if relay is not None:
+                relay.belongs_to(awake.key.pubkey)
+            async with _build(config, clock, awake, for_strangers, relay, own_urls) as app:
+                yield app
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _build(
+    config: Config,
+    clock: SystemClock,
+    awake: Awake,
+    events: RelayEvents,
+    relay: RelayServer | None,
+    own_urls: tuple[str, ...],
+) -> AsyncIterator[App]:
+    """Open everything that must be closed again."""
+    state, key = config.server.state_dir, awake.key
+    wakes, this_boot = Wakes(), boot_id()
+    store = SqliteStore(state / "enclaved.sqlite")
+    seen = SeenStore(state / "seen.sqlite")
+    engine = DockerEngine(_docker_config(config, key), this_boot, clock)
+    registry = OciRegistry(config.registry)
+    pool = RelayPool(clock, auth_key=key)
+    wallet = NwcWallet(config.wallet_uri, clock, any_payee=config.wallet.any_payee)
+    places = Places(
+        name=config.server.name,
+        about=config.server.about,
+        # Measured with the image, where there is one.
+        repo=awake.repo or config.server.repo,
+        version=VERSION,
+        relay_urls=tuple(dict.fromkeys([*own_urls, *config.relays.urls])),
+        public_url=config.http.public_url,
+        app_host=config.engine.app_host,
+        announce_urls=awake.announce_urls,
+        container_endpoint=_container_endpoint(config),
+    )
+    ctx = Context(
+        key=key,
+        store=store,
+        wallet=wallet,
+        engine=engine,
+        registry=registry,
+        events=events,
+        clock=clock,
+        wake=wakes,
+        policy=config.policy,
+        places=places,
+        proof=awake.proof,
+    )
+    inbox = Inbox(key.pubkey, seen, config.inbox)
+    outlet = Outlet(pool, relay, own_urls)
+    try:
+        yield App(
+            config,
+            ctx,
+            wakes,
+            wallet,
+            engine,
+            pool,
+            relay,
+            outlet,
+            inbox,
+            seen,
+            awake.keeper,
+            _network(config),
+        )
+    finally:
+        with trio.CancelScope(shield=True):
+            await registry.aclose()
+        engine.close()
+        seen.close()
+        store.close()
+
+
+def _network(config: Config) -> EnclaveNetwork | None:
+    """What listens on the loopback interface is nobody's business outside."""
+    control = config.network.control
+    served = (
+        (config.http.host, config.http.port),
+        (config.relays.embedded_host, config.relays.embedded_port),
+    )
+    own = [port for host, port in served if port and not _is_loopback(host)]
+    return EnclaveNetwork(control, own) if control is not None else None
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _container_endpoint(config: Config) -> str | None:
+    port = config.containers.port
+    return f"ws://{HOST_NAME}:{port}" if port else None
+
+
+def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
+    engine = config.engine
+    return DockerConfig(
+        engine.socket,
+        key.pubkey,
+        engine.cgroup_parent,
+        engine.publish_host,
+        engine.masquerade,
+        config.registry.credentials,
+    )
+
+
+def _embedded_relay(
+    config: Config, clock: SystemClock
+) -> tuple[RelayServer | None, tuple[str, ...]]:
+    relays = config.relays
+    if relays.embedded_port == 0:
+        return None, ()
+    url = relays.embedded_url or f"ws://{relays.embedded_host}:{relays.embedded_port}"
+    server = RelayServer(
+        clock,
+        name=config.server.name,
+        pubkey=None,
+        urls=[url],
+        limits=relays.embedded_limits,
+        path=config.server.state_dir / "relay.sqlite",
+    )
+    return server, (url,)
+
+
+async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Run until cancelled. Reports readiness when requests are answered."""
+    await app.engine.check()
+    send, receive = trio.open_memory_channel[tuple[Event, bool]](4_096)
+    async with trio.open_nursery() as nursery:
+        if app.relay is not None:
+            listener = feed(app, send)
+            app.relay.listen(listener)
+            catch_up(app, listener)
+        nursery.start_soon(app.pool.run)
+        subscribe(app)
+        nursery.start_soon(app.wallet.run)
+        nursery.start_soon(run_pump, app, send)
+        with trio.move_on_after(60) as slow:
+            await app.wallet.wait_ready()
+        if slow.cancelled_caught:
+            log.warning("the wallet does not answer yet; going on without it")
+            nursery.start_soon(app.wallet.wait_ready)
+        if app.config.http.port:
+            await nursery.start(
+                bot.server.http.server.serve, app.ctx, app.config.http.host, app.config.http.port
+            )
+        await look_at_engine(app)
+        if app.config.containers.port:
+            place = app.config.containers
+            await nursery.start(ContainerDoor(app.ctx).serve, place.host, place.port)
+        for loop in LOOPS:
+            nursery.start_soon(loop, app)
+        nursery.start_soon(run_requests, app, receive)
+        log.info("ready", pubkey=app.ctx.key.pubkey, relays=app.ctx.places.relay_urls)
+        task_status.started()

@@ -1,0 +1,30 @@
+"""The encrypted RPC, kind 29425: NIP-44 in, NIP-44 out."""
+
+from bot.server.dispatch import Request, dispatch
+from handlers.context import Caller, Context
+from handlers.errors import Code, Refusal, invalid
+from nips.errors import BadCiphertext, BadRequest
+from nips.event import Event
+from nips.rpc import RpcReply, build_reply, open_request_untrusted
+
+
+async def answer(ctx: Context, event: Event, *, rate_limited: bool) -> Event | None:
+    """The reply to an admitted event; None when it was not meant for us."""
+    try:
+        request = open_request_untrusted(ctx.key, event)
+    except BadCiphertext:
+        # Upstream answers with an empty id; its clients show that as an error of theirs.
+        return _reply(ctx, event, "", invalid("the request cannot be decrypted"))
+    except BadRequest as error:
+        return _reply(ctx, event, "", invalid(str(error)))
+    if rate_limited:
+        return _reply(ctx, event, request.rpc_id, Refusal(Code.RATE_LIMITED, "slow down"))
+    caller = Caller(event.pubkey, public=False)
+    done = await dispatch(ctx, Request(caller, request.method, request.params, "rpc"))
+    return _reply(ctx, event, request.rpc_id, done.outcome)
+
+
+def _reply(ctx: Context, event: Event, rpc_id: str, outcome: object) -> Event:
+    refused = isinstance(outcome, Refusal)
+    reply = RpcReply(rpc_id, None if refused else outcome, str(outcome) if refused else None)
+    return build_reply(ctx.key, event, reply, ctx.clock.now())

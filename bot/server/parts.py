@@ -1,0 +1,59 @@
+"""What a running server consists of, and the nudges that wake its loops early."""
+
+from dataclasses import dataclass
+
+import trio
+
+from bot.adapters.docker_engine import DockerEngine
+from bot.adapters.enclave_network import EnclaveNetwork
+from bot.adapters.nwc_wallet import NwcWallet
+from bot.adapters.seen_store import SeenStore
+from bot.config import Config
+from bot.relay.pool import RelayPool
+from bot.relay.server import RelayServer
+from bot.server.inbox import Inbox
+from bot.server.outlet import Outlet
+from handlers.context import Context
+from keycrux_client.refresh import Keeper
+
+
+class Nudge:
+    """Wakes a loop early; many nudges before it runs are one."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def __call__(self) -> None:
+        self._event.set()
+
+    async def wait(self, at_most_s: float) -> bool:
+        """Whether a nudge came before the time was over."""
+        with trio.move_on_after(at_most_s):
+            await self._event.wait()
+        nudged, self._event = self._event.is_set(), trio.Event()
+        return nudged
+
+
+class Wakes:
+    """`handlers.ports.Wake`, one nudge per loop."""
+
+    def __init__(self) -> None:
+        self.reconcile, self.announce, self.outbox = Nudge(), Nudge(), Nudge()
+
+
+@dataclass(frozen=True)
+class App:
+    """A server that is built but not running. `run` runs it."""
+
+    config: Config
+    ctx: Context
+    wakes: Wakes
+    wallet: NwcWallet
+    engine: DockerEngine
+    pool: RelayPool
+    relay: RelayServer | None
+    outlet: Outlet
+    inbox: Inbox
+    seen: SeenStore
+    keeper: Keeper | None = None
+    network: EnclaveNetwork | None = None

@@ -1,0 +1,45 @@
+"""What ``enclaved verify`` found, for a person and for a program. Hostile text is shown, never obeyed."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from nips.tee.verdict import Check, Outcome
+
+_MARKS = {Outcome.HOLDS: "✓", Outcome.FAILS: "✗", Outcome.ABSENT: "–"}
+
+
+class Answer(Enum):
+    """The three answers, with their exit codes."""
+
+    VALID = 0
+    NOT_VALID = 1
+    COULD_NOT_CHECK = 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """``facts``: what was established, ready for JSON."""
+
+    answer: Answer
+    sentence: str
+    checks: tuple[Check, ...]
+    facts: dict[str, object] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """For programs: read ``answer``, not the words."""
+        checks = [
+            {"name": c.name, "outcome": c.outcome.value, "evidence": c.evidence}
+            for c in self.checks
+        ]
+        answer = self.answer.name.lower().replace("_", " ")
+        return {"answer": answer, "sentence": self.sentence, "checks": checks} | self.facts
+
+    def lines(self) -> list[str]:
+        """One line a step, and the sentence."""
+        steps = [f"{_MARKS[c.outcome]} {c.name}: {c.evidence}" for c in self.checks]
+        return [printable(line) for line in [*steps, self.sentence]]
+
+
+def printable(text: str) -> str:
+    """One line without control characters: an event must not write our verdict, or drive the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,61 @@
+"""``stop``: delete a container and its volumes. What is left of the balance stays withdrawable."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from handlers.context import Caller, Context
+from handlers.domain.ledger import container_account
+from handlers.domain.lifecycle import Happening, State
+from handlers.domain.pricing import sat_floor
+from handlers.duties.charge import charge_now
+from handlers.errors import Refusal
+from handlers.owned import owned
+from handlers.params import FLAG, PUBKEY, param
+from handlers.ports import Tx
+from handlers.records import Container
+from handlers.transitions import advance
+
+
+@dataclass(frozen=True)
+class StopParams:
+    """``force`` skips the second call that otherwise confirms."""
+
+    pubkey: str = param(PUBKEY)
+    force: bool = param(FLAG, False)
+
+
+async def stop(ctx: Context, caller: Caller, params: StopParams) -> dict[str, Any] | Refusal:
+    """The first call asks, the second one (or ``force``) deletes."""
+    answer = await ctx.store.write(lambda tx: _stop(tx, ctx, caller, params))
+    ctx.wake.reconcile()
+    ctx.wake.announce()
+    return answer
+
+
+def _stop(tx: Tx, ctx: Context, caller: Caller, params: StopParams) -> dict[str, Any] | Refusal:
+    row = owned(tx, caller, params.pubkey)
+    if isinstance(row, Refusal):
+        return row
+    now = ctx.clock.now()
+    asked = row.stop_asked_at
+    confirmed = params.force or (asked is not None and now - asked <= ctx.policy.confirm_stop_s)
+    if row.state is State.STOPPED:
+        return _answer(tx, row, "stopped", confirm=False)
+    if not confirmed:
+        tx.save_container(replace(row, stop_asked_at=now))
+        return _answer(tx, row, row.state.value, confirm=True)
+    charge_now(tx, ctx, row, ctx.engine.runs().get(row.pubkey))
+    advance(tx, ctx, tx.container(row.pubkey) or row, Happening.STOP_CONFIRMED, now)
+    return _answer(tx, row, "stopped", confirm=False)
+
+
+def _answer(tx: Tx, row: Container, state: str, *, confirm: bool) -> dict[str, Any]:
+    balance_sat = sat_floor(tx.balance(container_account(row.pubkey)))
+    return {"pubkey": row.pubkey, "state": state, "balance_sat": balance_sat, "confirm": confirm}
+
+
+def tell_stop(result: dict[str, Any]) -> str:
+    """The outcome in words."""
+    if result["confirm"]:
+        return "This deletes the container and its volumes. Say stop once more to confirm."
+    return f"Deleted. {result['balance_sat']} sat are yours to withdraw."

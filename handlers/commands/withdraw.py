@@ -1,0 +1,148 @@
+"""``withdraw``: pay a container's balance out to a Lightning invoice.
+
+The money is taken out of the balance, and the payment written down, before the wallet is asked. From
+then on the payment is UNKNOWN until the wallet's word is final: it is never sent a second time.
+"""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from handlers.context import Caller, Context, Policy
+from handlers.domain.ledger import container_account, reserve_outgoing
+from handlers.domain.lifecycle import Standing, State
+from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
+from handlers.duties.charge import charge_now
+from handlers.duties.outgoing import conclude
+from handlers.errors import Code, Refusal, invalid, unavailable
+from handlers.owned import owned
+from handlers.params import BOLT11, PUBKEY, integer, param
+from handlers.ports import PayStatus, Tx
+from handlers.records import Container, Outgoing
+from nips.bolt11 import Invoice, decode_invoice_untrusted
+from nips.errors import BadInvoice
+
+MAX_INVOICE_LIFE_S = 24 * 3600
+
+
+@dataclass(frozen=True)
+class WithdrawParams:
+    """``amount_sat`` is needed only for an invoice that names no amount."""
+
+    pubkey: str = param(PUBKEY)
+    invoice: str = param(BOLT11)
+    amount_sat: int | None = param(integer(1, 100_000_000, "sat"), None)
+
+
+async def withdraw(
+    ctx: Context, caller: Caller, params: WithdrawParams
+) -> dict[str, Any] | Refusal:
+    """Reserve, pay, conclude."""
+    try:
+        invoice = decode_invoice_untrusted(params.invoice)
+    except BadInvoice as error:
+        return invalid(str(error))
+    amount_msat = _amount(invoice, params.amount_sat, ctx.clock.now())
+    if isinstance(amount_msat, Refusal):
+        return amount_msat
+    reserved = await ctx.store.write(
+        lambda tx: _reserve(tx, ctx, caller, params.pubkey, invoice, amount_msat)
+    )
+    if isinstance(reserved, Refusal):
+        return reserved
+    row, outgoing = reserved
+    result = await ctx.wallet.pay(outgoing.bolt11, amount_msat, row.wallet_key)
+    await ctx.store.write(
+        lambda tx: conclude(tx, ctx, outgoing.payment_id, result, ctx.clock.now())
+    )
+    ctx.wake.announce()
+    match result.status:
+        case PayStatus.SETTLED:
+            return _result(outgoing, "settled", result.preimage)
+        case PayStatus.FAILED | PayStatus.NOT_FOUND:
+            return unavailable(
+                f"the payment failed and nothing was taken: {result.reason or 'no route'}"
+            )
+        case PayStatus.UNKNOWN:
+            return _result(outgoing, "unknown", None)
+
+
+def tell_withdraw(result: dict[str, Any]) -> str:
+    """The outcome in words."""
+    return f"{result['amount_sat']} sat: {result['state']}."
+
+
+def most_withdrawable_msat(policy: Policy, balance_msat: int) -> int:
+    """The largest whole-sat amount whose fee reserve the balance still covers."""
+    amount = (
+        max(0, balance_msat - policy.fee_reserve_min_msat)
+        * 1_000_000
+        // (1_000_000 + policy.fee_reserve_ppm)
+    )
+    return sat_floor(amount) * MSAT_PER_SAT
+
+
+def _amount(invoice: Invoice, amount_sat: int | None, now: int) -> int | Refusal:
+    if invoice.expires_at <= now:
+        return invalid("that invoice has expired")
+    if invoice.expires_at > now + MAX_INVOICE_LIFE_S:
+        return invalid("that invoice lives longer than a day: make one that expires sooner")
+    if invoice.amount_msat is None:
+        if amount_sat is None:
+            return invalid("the invoice names no amount: give amount_sat")
+        return amount_sat * MSAT_PER_SAT
+    if amount_sat is not None and amount_sat * MSAT_PER_SAT != invoice.amount_msat:
+        return invalid("amount_sat differs from the invoice's amount")
+    return invoice.amount_msat
+
+
+def _reserve(
+    tx: Tx, ctx: Context, caller: Caller, pubkey: str, invoice: Invoice, amount_msat: int
+) -> tuple[Container, Outgoing] | Refusal:
+    row = owned(tx, caller, pubkey)
+    if isinstance(row, Refusal):
+        return row
+    # One try per invoice, even after a failure: the wallet's book knows payments by hash only, and an
+    # old "failed" read as the end of a new try would pay the money out twice.
+    if tx.outgoing_with_hash(invoice.payment_hash):
+        return invalid("that invoice was tried already: make a new one")
+    if tx.invoice(invoice.payment_hash) is not None:
+        return invalid("that is an invoice of this instance: it cannot pay itself")
+    run = ctx.engine.runs().get(pubkey)
+    if run is None and row.state is State.DEPLOYED and row.standing is Standing.PROVEN:
+        return unavailable("the container's running time is not known this moment; retry")
+    # What ran until now is not the tenant's any more.
+    charge_now(tx, ctx, row, run)
+    now, source = ctx.clock.now(), container_account(pubkey)
+    fee_reserve_msat = ctx.policy.fee_reserve(amount_msat)
+    balance_msat = tx.balance(source)
+    if balance_msat < amount_msat + fee_reserve_msat:
+        most = sat_floor(most_withdrawable_msat(ctx.policy, balance_msat))
+        return Refusal(
+            Code.INSUFFICIENT_BALANCE, f"at most {most} sat can be withdrawn (fees are held back)"
+        )
+    outgoing = Outgoing(
+        payment_id=secrets.token_hex(16),
+        payment_hash=invoice.payment_hash,
+        bolt11=invoice.bolt11,
+        source=source,
+        wallet=row.wallet,
+        amount_msat=amount_msat,
+        fee_reserve_msat=fee_reserve_msat,
+        created_at=now,
+        # A wallet that takes the request up late can pay until the invoice expires, and not after.
+        valid_until=max(now + ctx.policy.pay_valid_s, invoice.expires_at),
+    )
+    tx.add_outgoing(outgoing)
+    tx.post(reserve_outgoing(outgoing.payment_id, source, amount_msat, fee_reserve_msat), now)
+    return row, outgoing
+
+
+def _result(outgoing: Outgoing, state: str, preimage: str | None) -> dict[str, Any]:
+    return {
+        "payment_id": outgoing.payment_id,
+        "payment_hash": outgoing.payment_hash,
+        "amount_sat": sat_floor(outgoing.amount_msat),
+        "state": state,
+        "preimage": preimage,
+    }
