@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from handlers.domain.capacity import Capacity
+from handlers.domain.fees import FeeReserve
 from handlers.domain.limits import UnitSize
 from handlers.domain.meter import Rhythm
 from handlers.domain.ports_pool import PortRange
@@ -39,18 +40,23 @@ class Policy:
     max_open_invoices: int = 20
     min_topup_msat: int = 1_000
     max_topup_msat: int = 10_000_000_000
-    # The most that an outgoing payment's routing may cost: a share plus a floor.
+    # The most that an outgoing payment's routing may cost, as the wallet limits it: a share plus a floor.
+    # Payments that cost more raise it for so long.
     fee_reserve_ppm: int = 10_000
-    fee_reserve_min_msat: int = 2_000
+    fee_reserve_min_msat: int = 10_000
+    fees_remembered_s: int = 30 * 24 * 3600
     # How long a wallet may take up a payment request before it must ignore it.
     pay_valid_s: int = 60
+    # A route can hold a payment for two weeks; so long one is waited for that a wallet cannot show meanwhile.
+    htlc_s: int = 15 * 24 * 3600
     # Revenue is swept out of containers' wallets in amounts of at least this.
     sweep_msat: int = 100_000
     announce_every_s: int = 600
 
-    def fee_reserve(self, amount_msat: int) -> int:
-        """What to hold back for routing fees."""
-        return self.fee_reserve_min_msat + amount_msat * self.fee_reserve_ppm // 1_000_000
+    @property
+    def fee_reserve(self) -> FeeReserve:
+        """What to hold back for routing fees, before anything was learnt."""
+        return FeeReserve(self.fee_reserve_ppm, self.fee_reserve_min_msat)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeVar
 
+from handlers.domain.evidence import Book
 from handlers.domain.image import ImageRef
 from handlers.domain.ledger import Entry
 from handlers.domain.lifecycle import State
@@ -57,6 +58,13 @@ class Tx(Protocol):
     def unknown_outgoing(self) -> list[Outgoing]: ...
     def outgoing_to_look_at(self, now: int, limit: int) -> list[Outgoing]: ...
     def last_sweep_of(self, wallet: str) -> Outgoing | None: ...
+    def worst_fee_ppm(self, floor_msat: int, since: int) -> int:
+        """The most that a payment since then cost beyond the floor, in ppm of its amount; 0 for none."""
+        ...
+
+    def witness(self, other_than: str, *, unsettled: bool) -> Outgoing | None:
+        """The newest other payment that is settled, or (``unsettled``) that a book showed before it was."""
+        ...
 
     def post(self, entry: Entry, at: int) -> bool:
         """Write a ledger entry; False when its key exists already. Raises on a negative balance."""
@@ -135,22 +143,41 @@ class Incoming:
 
 
 class PayStatus(Enum):
-    """NOT_FOUND: the wallet has never seen it. Only SETTLED and FAILED are final."""
+    """Only SETTLED and FAILED are final. ABSENT: not in the wallet's books, which alone proves nothing."""
 
     SETTLED = "settled"
     FAILED = "failed"
+    PENDING = "pending"
+    ABSENT = "absent"
     UNKNOWN = "unknown"
-    NOT_FOUND = "not found"
 
 
 @dataclass(frozen=True)
 class PayResult:
-    """What became of an outgoing payment."""
+    """What became of an outgoing payment. ``books``: where it was found, or, when ABSENT, is missing."""
 
     status: PayStatus
     fees_msat: int = 0
     preimage: str | None = None
     reason: str = ""
+    books: frozenset[Book] = frozenset()
+
+    @property
+    def is_seen_unsettled(self) -> bool:
+        """Whether one of the wallet's books shows it as on its way, or as failed."""
+        return self.status in (PayStatus.PENDING, PayStatus.FAILED) and bool(self.books)
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Something happened: to this payment hash, or somewhere in this container's wallet.
+
+    ``paid``: what the wallet said of an outgoing payment by itself (a notification, an answer that came late).
+    """
+
+    payment_hash: str | None = None
+    container: str | None = None
+    paid: PayResult | None = None
 
 
 class Wallet(Protocol):
@@ -170,8 +197,19 @@ class Wallet(Protocol):
     async def make_own_invoice(self, amount_msat: int, memo: str) -> Minted | WalletProblem: ...
     async def look_up(self, payment_hash: str, owner: SecretKey | None) -> Incoming: ...
     async def received(self, owner: SecretKey, since: int) -> list[Incoming]: ...
-    async def pay(self, bolt11: str, amount_msat: int, owner: SecretKey | None) -> PayResult: ...
-    async def look_up_payment(self, payment_hash: str, owner: SecretKey | None) -> PayResult: ...
+    async def pay(self, bolt11: str, amount_msat: int, owner: SecretKey | None) -> PayResult:
+        """Send it once. FAILED only if the wallet says that it never tried, or has it as failed in its book."""
+        ...
+
+    async def look_up_payment(
+        self, payment_hash: str, owner: SecretKey | None, since: int
+    ) -> PayResult:
+        """What the wallet's books say of a payment that was made at ``since`` or later."""
+        ...
+
+    async def balance(self, owner: SecretKey | None) -> int | WalletProblem:
+        """What the wallet holds, in msat; REFUSED where it does not tell."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,9 @@ class Outgoing:
     state: OutgoingState = OutgoingState.UNKNOWN
     to_wallet: str | None = None  # set for a sweep between wallets of ours
     next_look_at: int = 0
+    fees_msat: int = 0  # what the wallet said that it cost, once settled
+    seen_unsettled: bool = False  # one of the wallet's books showed it on its way, or as failed
+    told: bool = False  # its owner knows that the wallet does not say what became of it
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import secrets
 from dataclasses import dataclass, field, replace
 
 from handlers.context import Context, Places, Policy
+from handlers.domain.evidence import Book
 from handlers.domain.ledger import MAIN_WALLET
 from handlers.domain.meter import Ended, Run
 from handlers.domain.plan import Found, Live
@@ -65,6 +66,13 @@ class FakeWallet:
     answer_pay: bool = True  # False: carried out, but the answer gets lost
     wrong_amount: bool = False
     fee_msat: int = 0
+    # Which outgoing payments its books show, and in which book.
+    shows: frozenset[PayStatus] = frozenset(
+        {PayStatus.SETTLED, PayStatus.FAILED, PayStatus.UNKNOWN}
+    )
+    book: Book = Book.LOOKUP
+    says_failed: bool = False  # the answer is PAYMENT_FAILED, whatever becomes of it
+    tells_balance: bool = True
     zap_address_host: str | None = None
 
     def wallet_for(self, container: str) -> str:
@@ -138,13 +146,13 @@ class FakeWallet:
     async def pay(self, bolt11: str, amount_msat: int, owner: SecretKey | None) -> PayResult:
         self.pays_sent += 1
         result = self._pay(bolt11, amount_msat, owner)
-        return result if self.answer_pay else PayResult(PayStatus.UNKNOWN)
+        return result if self.answer_pay and not self.says_failed else PayResult(PayStatus.UNKNOWN)
 
     def _pay(self, bolt11: str, amount_msat: int, owner: SecretKey | None) -> PayResult:
         invoice = decode_invoice_untrusted(bolt11)
         wallet = MAIN_WALLET if owner is None else f"wallet:{owner.pubkey}"
         outcome, self.next_pay = self.next_pay or PayStatus.SETTLED, None
-        if outcome is PayStatus.NOT_FOUND:
+        if outcome is PayStatus.ABSENT:
             return PayResult(PayStatus.UNKNOWN)  # the request never arrived
         paid_before = self.payments.get(invoice.payment_hash, {}).get("status")
         assert paid_before is None or paid_before is PayStatus.FAILED, "paid twice"
@@ -158,7 +166,9 @@ class FakeWallet:
         }
         if outcome is PayStatus.SETTLED:
             self._move(wallet, amount_msat, invoice.payment_hash)
-        return PayResult(outcome, self.fee_msat, "00" * 32)
+        shown = outcome is PayStatus.FAILED and PayStatus.FAILED in self.shows
+        books = frozenset({self.book}) if shown else frozenset()
+        return PayResult(outcome, self.fee_msat, "00" * 32, books=books)
 
     def _move(self, wallet: str, amount_msat: int, payment_hash: str) -> None:
         self.balances[wallet] -= amount_msat + self.fee_msat
@@ -173,15 +183,24 @@ class FakeWallet:
         if status is PayStatus.SETTLED:
             self._move(payment["wallet"], payment["amount"], payment_hash)
 
-    async def look_up_payment(self, payment_hash: str, owner: SecretKey | None) -> PayResult:
+    async def look_up_payment(
+        self, payment_hash: str, owner: SecretKey | None, since: int
+    ) -> PayResult:
         if self.silent:
             return PayResult(PayStatus.UNKNOWN)
-        payment = self.payments.get(payment_hash)
-        if payment is None:
-            return PayResult(PayStatus.NOT_FOUND)
-        return PayResult(
-            payment["status"], payment["fee"] if payment["status"] is PayStatus.SETTLED else 0
-        )
+        payment, books = self.payments.get(payment_hash), frozenset({self.book})
+        if payment is None or payment["status"] not in self.shows:
+            return PayResult(PayStatus.ABSENT, books=books)
+        status = payment["status"]
+        if status is PayStatus.UNKNOWN:
+            return PayResult(PayStatus.PENDING, books=books)
+        return PayResult(status, payment["fee"] if status is PayStatus.SETTLED else 0, books=books)
+
+    async def balance(self, owner: SecretKey | None) -> int | WalletProblem:
+        if self.silent:
+            return WalletProblem.UNAVAILABLE
+        wallet = MAIN_WALLET if owner is None else f"wallet:{owner.pubkey}"
+        return self.balances.get(wallet, 0) if self.tells_balance else WalletProblem.REFUSED
 
 
 @dataclass

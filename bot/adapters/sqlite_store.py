@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -232,14 +233,28 @@ class SqliteTx:
         return self._outgoings("WHERE payment_hash = ?", payment_hash)
 
     def add_outgoing(self, outgoing: Outgoing) -> None:
-        values = [
-            v.value if isinstance(v, OutgoingState) else v for v in asdict(outgoing).values()
-        ]
-        self._db.execute(f"INSERT INTO outgoing VALUES ({','.join('?' * len(values))})", values)
+        columns = {
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in asdict(outgoing).items()
+        }
+        self._db.execute(
+            f"INSERT INTO outgoing ({','.join(columns)}) VALUES ({','.join('?' * len(columns))})",
+            [*columns.values()],
+        )
 
     def save_outgoing(self, outgoing: Outgoing) -> None:
-        sql = "UPDATE outgoing SET state = ?, next_look_at = ? WHERE payment_id = ?"
-        self._db.execute(sql, (outgoing.state.value, outgoing.next_look_at, outgoing.payment_id))
+        sql = (
+            "UPDATE outgoing SET state = ?, next_look_at = ?, fees_msat = ?, seen_unsettled = ?, told = ? "
+            "WHERE payment_id = ?"
+        )
+        values = (
+            outgoing.state.value,
+            outgoing.next_look_at,
+            outgoing.fees_msat,
+            outgoing.seen_unsettled,
+            outgoing.told,
+        )
+        self._db.execute(sql, (*values, outgoing.payment_id))
 
     def outgoing_to_look_at(self, now: int, limit: int) -> list[Outgoing]:
         where = "WHERE state = 'unknown' AND (next_look_at <= ? OR next_look_at > ?) ORDER BY next_look_at LIMIT ?"
@@ -254,7 +269,20 @@ class SqliteTx:
 
     def _outgoings(self, where: str, *values: object) -> list[Outgoing]:
         rows = self._db.execute(f"SELECT * FROM outgoing {where}", values)
-        return [Outgoing(**{**dict(row), "state": OutgoingState(row["state"])}) for row in rows]
+        return [_outgoing(row) for row in rows]
+
+    def worst_fee_ppm(self, floor_msat: int, since: int) -> int:
+        # Rounded up: the next one of the same kind must be covered whole.
+        sql = (
+            "SELECT coalesce(max((max(0, fees_msat - ?) * 1000000 + amount_msat - 1) / amount_msat), 0) "
+            "FROM outgoing WHERE state = 'settled' AND created_at >= ?"
+        )
+        return self._number(sql, floor_msat, since)
+
+    def witness(self, other_than: str, *, unsettled: bool) -> Outgoing | None:
+        seen = "seen_unsettled" if unsettled else "state = 'settled'"
+        where = f"WHERE {seen} AND payment_id <> ? ORDER BY created_at DESC LIMIT 1"
+        return self._first(self._outgoings(where, other_than))
 
     # -- ledger -------------------------------------------------------------------------------------
 
@@ -397,6 +425,15 @@ def _container(row: sqlite3.Row, ports: tuple[PublishedPort, ...]) -> Container:
         dirty=bool(row["dirty"]),
         **{name: row[name] for name in (*same, *later)},
     )
+
+
+def _outgoing(row: sqlite3.Row) -> Outgoing:
+    typed = {
+        "state": OutgoingState(row["state"]),
+        "seen_unsettled": bool(row["seen_unsettled"]),
+        "told": bool(row["told"]),
+    }
+    return Outgoing(**{**dict(row), **typed})
 
 
 def _quote(body: dict[str, Any]) -> Quote:

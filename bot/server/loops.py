@@ -12,11 +12,12 @@ from handlers.domain.lifecycle import State
 from handlers.domain.plan import Do
 from handlers.duties.announce import instance_events, queue_container_events
 from handlers.duties.charge import tick
-from handlers.duties.outgoing import due_payments, follow
+from handlers.duties.outgoing import due_payments, follow, heard, heard_of_wallet
 from handlers.duties.reconcile import carry_out, survey
 from handlers.duties.settle import due_invoices, look_at, look_at_wallet_of
 from handlers.duties.sweep import sweep
 from handlers.duties.upkeep import upkeep
+from handlers.ports import Hint
 from keycrux_client.refresh import EVERY_S
 from keycrux_client.refresh import RETRY_S as RETRY_ESCROW_S
 from netstack.control import Refused
@@ -100,12 +101,19 @@ async def _sweep(app: App) -> None:
 async def _hints(app: App) -> None:
     async for hint in app.wallet.hints:
         try:
-            if hint.payment_hash is not None:
-                await look_at(app.ctx, hint.payment_hash)
-            elif hint.container is not None:
-                await look_at_wallet_of(app.ctx, hint.container)
+            await _take(app.ctx, hint)
         except Exception:
             log.exception("loop failed", loop="hints")
+
+
+async def _take(ctx: Context, hint: Hint) -> None:
+    if hint.payment_hash is not None and hint.paid is not None:
+        await heard(ctx, hint.payment_hash, hint.paid)
+    elif hint.payment_hash is not None:
+        await look_at(ctx, hint.payment_hash)
+    elif hint.container is not None:
+        await look_at_wallet_of(ctx, hint.container)
+        await heard_of_wallet(ctx, hint.container)
 
 
 async def _meter(app: App) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.commands.withdraw import most_withdrawable_msat
+from handlers.commands.withdraw import fee_reserve, most_withdrawable_msat
 from handlers.context import Caller, Context
 from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import wire_state
@@ -30,13 +30,14 @@ def _balance(tx: Tx, ctx: Context, pubkey: str) -> dict[str, Any] | Refusal:
     if row is None:
         return not_found("there is no such container here")
     msat = tx.balance(container_account(pubkey))
+    reserve = fee_reserve(tx, ctx.policy, ctx.clock.now())
     return {
         "pubkey": pubkey,
         "state": wire_state(row.state),
         "balance_msat": msat,
         "balance_sat": sat_floor(msat),
         "lasts_s": row.tariff.affordable_ms(row.units, msat, 0) // 1_000,
-        "withdrawable_sat": sat_floor(most_withdrawable_msat(ctx.policy, msat)),
+        "withdrawable_sat": sat_floor(most_withdrawable_msat(reserve, msat)),
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.context import Caller, Context, Policy
+from handlers.domain.fees import FeeReserve
 from handlers.domain.ledger import container_account, reserve_outgoing
 from handlers.domain.lifecycle import Standing, State
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
@@ -59,11 +60,11 @@ async def withdraw(
     match result.status:
         case PayStatus.SETTLED:
             return _result(outgoing, "settled", result.preimage)
-        case PayStatus.FAILED | PayStatus.NOT_FOUND:
+        case PayStatus.FAILED:
             return unavailable(
                 f"the payment failed and nothing was taken: {result.reason or 'no route'}"
             )
-        case PayStatus.UNKNOWN:
+        case PayStatus.PENDING | PayStatus.ABSENT | PayStatus.UNKNOWN:
             return _result(outgoing, "unknown", None)
 
 
@@ -72,14 +73,15 @@ def tell_withdraw(result: dict[str, Any]) -> str:
     return f"{result['amount_sat']} sat: {result['state']}."
 
 
-def most_withdrawable_msat(policy: Policy, balance_msat: int) -> int:
+def fee_reserve(tx: Tx, policy: Policy, now: int) -> FeeReserve:
+    """What payments must hold back now: as configured, or as the worst that was seen lately."""
+    seen_ppm = tx.worst_fee_ppm(policy.fee_reserve_min_msat, now - policy.fees_remembered_s)
+    return policy.fee_reserve.having_seen(seen_ppm)
+
+
+def most_withdrawable_msat(reserve: FeeReserve, balance_msat: int) -> int:
     """The largest whole-sat amount whose fee reserve the balance still covers."""
-    amount = (
-        max(0, balance_msat - policy.fee_reserve_min_msat)
-        * 1_000_000
-        // (1_000_000 + policy.fee_reserve_ppm)
-    )
-    return sat_floor(amount) * MSAT_PER_SAT
+    return sat_floor(reserve.most_payable_msat(balance_msat)) * MSAT_PER_SAT
 
 
 def _amount(invoice: Invoice, amount_sat: int | None, now: int) -> int | Refusal:
@@ -114,12 +116,14 @@ def _reserve(
     # What ran until now is not the tenant's any more.
     charge_now(tx, ctx, row, run)
     now, source = ctx.clock.now(), container_account(pubkey)
-    fee_reserve_msat = ctx.policy.fee_reserve(amount_msat)
-    balance_msat = tx.balance(source)
+    reserve = fee_reserve(tx, ctx.policy, now)
+    fee_reserve_msat, balance_msat = reserve.of(amount_msat), tx.balance(source)
     if balance_msat < amount_msat + fee_reserve_msat:
-        most = sat_floor(most_withdrawable_msat(ctx.policy, balance_msat))
+        most = sat_floor(most_withdrawable_msat(reserve, balance_msat))
         return Refusal(
-            Code.INSUFFICIENT_BALANCE, f"at most {most} sat can be withdrawn (fees are held back)"
+            Code.INSUFFICIENT_BALANCE,
+            f"at most {most} sat can be withdrawn: what the route may cost is held back, and what it does not "
+            "cost comes back",
         )
     outgoing = Outgoing(
         payment_id=secrets.token_hex(16),

@@ -6,6 +6,7 @@ container is under way, and only the wallet's final word is booked.
 
 import secrets
 
+from handlers.commands.withdraw import fee_reserve
 from handlers.context import Context
 from handlers.domain.ledger import MAIN_WALLET, REVENUE, container_account
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
@@ -25,13 +26,14 @@ async def sweep(ctx: Context) -> None:
 def _worth_it(tx: Tx, ctx: Context) -> list[tuple[Container, int]]:
     under_way = {o.wallet for o in tx.unknown_outgoing()}
     now = ctx.clock.now()
+    reserve = fee_reserve(tx, ctx.policy, now)
     found = []
     for row in tx.containers():
         if row.wallet == MAIN_WALLET or row.wallet in under_way or _failed_lately(tx, row, now):
             continue
         # What the wallet holds, minus what is still the tenant's, minus room for the fee.
         earned = -tx.balance(row.wallet) - tx.balance(container_account(row.pubkey))
-        amount_msat = sat_floor(earned - ctx.policy.fee_reserve(max(0, earned))) * MSAT_PER_SAT
+        amount_msat = sat_floor(earned - reserve.of(max(0, earned))) * MSAT_PER_SAT
         if amount_msat >= ctx.policy.sweep_msat:
             found.append((row, amount_msat))
     return found

@@ -39,6 +39,8 @@ POLICY = Policy(
     rhythm=Rhythm(charge_every_ms=5_000, low_balance_ms=5_000, stays_up_ms=1_000),
     resume_ms=2_000,
     sweep_msat=2_000,
+    fee_reserve_min_msat=2_000,
+    htlc_s=60,
 )
 
 

@@ -76,7 +76,10 @@ async def test_what_cannot_be_pulled_costs_nothing_and_is_withdrawable(world):
 
     assert (row.state, row.reason) == (State.FAILED, "no such image")
     assert await world.balance(container_account(pubkey)) == 5_000
-    assert (await world.call("balance", pubkey=pubkey))["withdrawable_sat"] > 0
+    topup = await world.call("topup", pubkey=pubkey, amount_sat=20)
+    world.wallet.settle(topup["invoice"]["payment_hash"])
+    await world.turn()
+    assert 14 == (await world.call("balance", pubkey=pubkey))["withdrawable_sat"]
 
 
 async def test_what_exits_at_once_costs_nothing(world):
@@ -340,14 +343,21 @@ async def test_an_unknown_withdrawal_waits_for_the_wallets_word(world, end):
 
 async def test_fees_beyond_the_reserve_are_the_tenants_as_far_as_the_balance_reaches(world):
     pubkey = await world.deployed(amount_sat=100)
-    world.wallet.fee_msat = 5_000
+    world.wallet.fee_msat = 15_000
     await withdrawal(world, pubkey, 50_000)
-    assert 45_000 == await world.balance(container_account(pubkey))
+    assert 35_000 == await world.balance(container_account(pubkey))
+    assert 0 == await world.balance("revenue")
+    await world.audit()
+
+
+async def test_fees_beyond_the_balance_are_our_loss(world):
+    pubkey = await world.deployed(amount_sat=100)
     await world.deployed(amount_sat=100)
-    world.wallet.fee_msat = 10_000
-    await withdrawal(world, pubkey, 42_000)
+    world.wallet.fee_msat = 15_000
+    await withdrawal(world, pubkey, 89_000)
+
     assert 0 == await world.balance(container_account(pubkey))
-    assert -7_000 == await world.balance("revenue"), "what is left of the fee is our loss"
+    assert -4_000 == await world.balance("revenue")
     await world.audit()
 
 
@@ -369,14 +379,17 @@ async def test_a_failed_withdrawal_takes_nothing_and_its_invoice_is_never_tried_
 
 async def test_a_request_that_never_arrived_is_failed_only_when_its_invoice_is_over(world):
     pubkey = await world.deployed(amount_sat=100)
-    world.wallet.next_pay = PayStatus.NOT_FOUND
+    world.wallet.next_pay = PayStatus.FAILED
+    await withdrawal(world, pubkey, 1_000)
+    await world.turn()
+    world.wallet.next_pay = PayStatus.ABSENT
     await withdrawal(world, pubkey, 50_000)
     await world.run(600, step_s=60)
     assert 1 == len(await world.store.read(lambda tx: tx.unknown_outgoing()))
     await world.run(240, step_s=60)
 
     assert [] == await world.store.read(lambda tx: tx.unknown_outgoing())
-    assert await world.balance(container_account(pubkey)) > 98_000
+    assert 100_000 - 2_000 < await world.balance(container_account(pubkey)) < 100_000
     await world.audit()
 
 
@@ -475,7 +488,7 @@ async def test_per_container_wallets_hold_the_money_and_are_swept(world):
     pubkey = await world.deployed(amount_sat=1_000)
     wallet = f"wallet:{pubkey}"
     assert world.wallet.balances[wallet] == 1_000_000
-    world.ctx = with_policy(world.ctx, sweep_msat=1_000)
+    world.ctx = with_policy(world.ctx, sweep_msat=1_000, fee_reserve_min_msat=2_000)
     await world.run(3_600, step_s=20)
     await sweep(world.ctx)
 
