@@ -35,6 +35,9 @@ class Policy:
     # A stop must be confirmed within this time.
     confirm_stop_s: int = 600
     restart_every_s: int = 60
+    # So long a container may take to stop, by its image's own signal: when it is restarted, and when it is paused.
+    restart_grace_s: int = 30
+    pause_grace_s: int = 10
     # A start that keeps failing for reasons of the moment is given up after this.
     start_deadline_s: int = 600
     max_open_invoices: int = 20

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from handlers.domain.ledger import MAIN_WALLET
-from handlers.domain.lifecycle import Standing, State
+from handlers.domain.lifecycle import State
 from handlers.domain.pricing import Tariff
+from handlers.domain.trial import Trial
 from nips.keys import SecretKey
 
 
@@ -33,7 +34,7 @@ class Container:
     created_at: int
     reason: str | None = None  # why it failed, for its admin
     generation: int = 1  # raised by restart; the engine's container carries it as a label
-    standing: Standing = Standing.DUE
+    trial: Trial = Trial()
     owed_since: int = 0  # Unix time since when a start is owed
     env: dict[str, str] = field(default_factory=dict, repr=False)
     volumes: tuple[str, ...] = ()

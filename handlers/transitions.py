@@ -12,13 +12,13 @@ from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import (
     HOLDS_UNITS,
     Happening,
-    Standing,
     State,
     needs_capacity,
     next_state,
 )
 from handlers.domain.ports_pool import allocate
 from handlers.domain.pricing import sat_floor
+from handlers.domain.trial import asked_for
 from handlers.ports import Tx
 from handlers.records import Container, PublishedPort
 from nips.nip17 import wrap_message
@@ -51,7 +51,7 @@ def advance(
         ports=ports,
         dirty=True,
         # Whatever leads here, a start is owed, and the run that follows must prove itself.
-        standing=Standing.DUE,
+        trial=asked_for(row.trial),
         owed_since=now,
         generation=row.generation + (happening is Happening.RESTART_ASKED),
         stop_asked_at=None,
@@ -67,7 +67,7 @@ def advance(
 
 _NOTICES = {
     Happening.BALANCE_OUT: "is paused: its balance is used up. Top it up and it runs again; its data is kept.",
-    Happening.CANNOT_RUN: "cannot be run, and nothing was charged for that.",
+    Happening.CANNOT_RUN: "cannot be run. It is charged only for what it ran.",
     Happening.GRACE_OVER: "has been paused for long: its place was given back, its data is still kept.",
     Happening.RETENTION_OVER: "was deleted with its data after its time was over.",
 }
@@ -82,10 +82,20 @@ def tell_admin(tx: Tx, ctx: Context, row: Container, text: str, now: int) -> Non
 
 
 def is_covered(policy: Policy, row: Container, balance_msat: int) -> bool:
-    """Whether the balance is enough to run: the first invoice's amount, later a little running time."""
-    if row.state is State.WAITING:
-        return balance_msat >= row.tariff.interval_msat(row.units)
-    return row.tariff.affordable_ms(row.units, balance_msat, 0) >= policy.resume_ms
+    """Whether the balance is enough to run."""
+    return balance_msat >= needed_msat(policy, row)
+
+
+def needed_msat(policy: Policy, row: Container) -> int:
+    """What it takes to run: the first invoice's amount; a little running time after a pause; and what runs
+    already goes on with whatever it has."""
+    match row.state:
+        case State.WAITING:
+            return row.tariff.interval_msat(row.units)
+        case State.DEPLOYED:
+            return row.tariff.cost(row.units, policy.rhythm.tick_ms, 0)[0] + 1
+        case _:
+            return row.tariff.cost(row.units, policy.resume_ms, 0)[0]
 
 
 def paid(tx: Tx, ctx: Context, pubkey: str, now: int) -> None:

@@ -215,7 +215,8 @@ class FakeEngine:
     started: int = 0
     ran_ms: dict[str, int] = field(default_factory=dict)
     last_seen: dict[str, int] = field(default_factory=dict)
-    ended: list[Ended] = field(default_factory=list)
+    over: list[Ended] = field(default_factory=list)
+    halted: list[tuple[str, int]] = field(default_factory=list)
     at: dict[str, str] = field(default_factory=dict)  # address -> pubkey
 
     async def found(self) -> dict[str, Found]:
@@ -237,8 +238,9 @@ class FakeEngine:
         }  # fmt: skip
         return None
 
-    async def halt(self, pubkey: str) -> None:
+    async def halt(self, pubkey: str, grace_s: int) -> None:
         self.kill(pubkey)
+        self.halted.append((pubkey, grace_s))
 
     async def remove(self, pubkey: str, *, keep_volumes: bool) -> None:
         self.kill(pubkey)
@@ -250,7 +252,7 @@ class FakeEngine:
             container["up"] = False
             run = Run(self.boot_id, container["tick"], container["since"])
             if pubkey in self.last_seen:
-                self.ended.append(Ended(pubkey, run, self.last_seen.pop(pubkey)))
+                self.over.append(Ended(pubkey, run, self.last_seen.pop(pubkey)))
             self.ran_ms[pubkey] = (
                 self.ran_ms.get(pubkey, 0) + self.clock.boot_ms() - container["since"]
             )
@@ -273,13 +275,15 @@ class FakeEngine:
         self.last_seen |= dict.fromkeys(alive, self.clock.boot_ms())
         return alive
 
-    def take_ended(self) -> list[Ended]:
-        ended, self.ended = self.ended, []
-        return ended
+    def ended(self) -> list[Ended]:
+        return list(self.over)
+
+    def forget_ended(self, ended: Ended) -> None:
+        self.over.remove(ended)
 
     def forget(self) -> None:
         """The server died: what its adapter only had in memory is gone."""
-        self.ended, self.last_seen = [], {}
+        self.over, self.last_seen = [], {}
 
     def total_ran_ms(self, pubkey: str) -> int:
         container = self.containers.get(pubkey)

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import trio
 
 from handlers.domain.ledger import Entry
-from handlers.domain.lifecycle import HOLDS_UNITS, Standing, State
+from handlers.domain.lifecycle import HOLDS_UNITS, State
 from handlers.domain.meter import Meter
 from handlers.domain.pricing import Tariff
 from handlers.domain.quote import Quote
+from handlers.domain.trial import Progress, Trial
 from handlers.ports import Tx
 from handlers.records import (
     Container,
@@ -50,7 +51,6 @@ class SqliteStore:
         for pragma in (
             "journal_mode = WAL",
             "synchronous = FULL",
-            "foreign_keys = ON",
             "busy_timeout = 5000",
         ):
             self._db.execute(f"PRAGMA {pragma}")
@@ -73,10 +73,12 @@ class SqliteStore:
         self._db.execute(begin)
         try:
             result = work(SqliteTx(self._db))
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # A full disk ends the transaction by itself: rolling back again would hide the cause.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
         return result
 
     def close(self) -> None:
@@ -84,7 +86,11 @@ class SqliteStore:
 
 
 def migrate(db: sqlite3.Connection) -> None:
-    """Apply every numbered file that this database has not seen, each in a transaction of its own."""
+    """Apply every numbered file that this database has not seen, each in a transaction of its own.
+
+    Foreign keys are checked at the end of each, not within: SQLite changes a constraint only by making the table
+    anew, and the rows that point to it must stay meanwhile (sqlite.org/lang_altertable.html, section 7).
+    """
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     folder = files("bot.adapters").joinpath("migrations")
     scripts = sorted(
@@ -94,11 +100,23 @@ def migrate(db: sqlite3.Connection) -> None:
         raise RuntimeError(
             f"the database is of version {version}, newer than this program ({len(scripts)})"
         )
+    db.execute("PRAGMA foreign_keys = OFF")
     for number, script in enumerate(scripts, start=1):
         if number > version:
-            db.executescript(
-                f"BEGIN; {script.read_text()} PRAGMA user_version = {number}; COMMIT;"
-            )
+            _apply(db, script.read_text(), number)
+    db.execute("PRAGMA foreign_keys = ON")
+
+
+def _apply(db: sqlite3.Connection, script: str, number: int) -> None:
+    try:
+        db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number};")
+        if db.execute("PRAGMA foreign_key_check").fetchone() is not None:
+            raise RuntimeError(f"migration {number} leaves rows that point to nothing")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
 class SqliteTx:
@@ -373,7 +391,10 @@ def _container_columns(c: Container) -> dict[str, Any]:
         "created_at": c.created_at,
         "reason": c.reason,
         "generation": c.generation,
-        "standing": c.standing.value,
+        "progress": c.trial.progress.value,
+        "proven": c.trial.proven,
+        "crashes": c.trial.crashes,
+        "retry_at": c.trial.retry_at,
         "owed_since": c.owed_since,
         "env": json.dumps(c.env),
         "volumes": json.dumps(c.volumes),
@@ -416,7 +437,9 @@ def _container(row: sqlite3.Row, ports: tuple[PublishedPort, ...]) -> Container:
         key=SecretKey(row["secret"]),
         tariff=Tariff(row["price_msat"], row["interval_s"]),
         state=State(row["state"]),
-        standing=Standing(row["standing"]),
+        trial=Trial(
+            Progress(row["progress"]), bool(row["proven"]), row["crashes"], row["retry_at"]
+        ),
         env=json.loads(row["env"]),
         volumes=tuple(json.loads(row["volumes"])),
         exposed=tuple(json.loads(row["exposed"])),

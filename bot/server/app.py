@@ -162,6 +162,7 @@ def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
         engine.cgroup_parent,
         engine.publish_host,
         engine.masquerade,
+        config.server.state_dir / "logs",
         config.registry.credentials,
     )
 

@@ -8,11 +8,12 @@ from handlers.context import Caller, Context
 from handlers.domain.capacity import NoCapacity
 from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import Happening, next_state, wire_state
+from handlers.domain.pricing import sat_ceil
 from handlers.errors import Code, Refusal, invalid
 from handlers.owned import owned
 from handlers.params import PUBKEY, param
 from handlers.ports import Tx
-from handlers.transitions import advance, is_covered
+from handlers.transitions import advance, needed_msat
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,11 @@ def _restart(tx: Tx, ctx: Context, caller: Caller, pubkey: str) -> dict[str, Any
     # The first seconds of a run are free, so restarting without end must not be.
     if now - row.restarted_at < ctx.policy.restart_every_s:
         return Refusal(Code.RATE_LIMITED, f"one restart per {ctx.policy.restart_every_s} s")
-    if not is_covered(ctx.policy, row, tx.balance(container_account(pubkey))):
-        return Refusal(Code.INSUFFICIENT_BALANCE, "top it up first")
+    missing_msat = needed_msat(ctx.policy, row) - tx.balance(container_account(pubkey))
+    if missing_msat > 0:
+        return Refusal(
+            Code.INSUFFICIENT_BALANCE, f"top it up by at least {sat_ceil(missing_msat)} sat first"
+        )
     moved = advance(tx, ctx, row, Happening.RESTART_ASKED, now)
     if isinstance(moved, NoCapacity):
         return capacity_refusal(moved)

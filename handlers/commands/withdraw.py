@@ -11,8 +11,9 @@ from typing import Any
 from handlers.context import Caller, Context, Policy
 from handlers.domain.fees import FeeReserve
 from handlers.domain.ledger import container_account, reserve_outgoing
-from handlers.domain.lifecycle import Standing, State
+from handlers.domain.lifecycle import State
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
+from handlers.domain.trial import Progress
 from handlers.duties.charge import charge_now
 from handlers.duties.outgoing import conclude
 from handlers.errors import Code, Refusal, invalid, unavailable
@@ -111,7 +112,7 @@ def _reserve(
     if tx.invoice(invoice.payment_hash) is not None:
         return invalid("that is an invoice of this instance: it cannot pay itself")
     run = ctx.engine.runs().get(pubkey)
-    if run is None and row.state is State.DEPLOYED and row.standing is Standing.PROVEN:
+    if run is None and row.state is State.DEPLOYED and row.trial.progress is Progress.PROVEN:
         return unavailable("the container's running time is not known this moment; retry")
     # What ran until now is not the tenant's any more.
     charge_now(tx, ctx, row, run)

@@ -43,14 +43,6 @@ class Happening(Enum):
     RETENTION_OVER = "retention over"
 
 
-class Standing(Enum):
-    """Whether a container that must run has shown that it can."""
-
-    DUE = "due"  # to be started; what the engine has of it is from before
-    STARTED = "started"  # started, not yet up for long enough to be charged
-    PROVEN = "proven"  # it stayed up
-
-
 S, H = State, Happening
 
 # A pair that is not here changes nothing: the happening comes too late or does not apply.

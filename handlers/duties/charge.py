@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from handlers.context import Context
 from handlers.domain.ledger import charge, container_account
-from handlers.domain.lifecycle import Happening, Standing, State
-from handlers.domain.meter import Account, Due, Ended, Next, Run, due
+from handlers.domain.lifecycle import Happening, State
+from handlers.domain.meter import Account, Due, Ended, Next, Rhythm, Run, due
+from handlers.domain.trial import Trial, stayed_up
 from handlers.ports import Tx
 from handlers.records import Container
 from handlers.transitions import advance, tell_admin
@@ -28,9 +29,13 @@ async def tick(ctx: Context) -> None:
 
 
 async def _charge_ended(ctx: Context) -> None:
-    """The last stretch of runs that are over: else a container that dies before each charge runs free."""
-    for ended in ctx.engine.take_ended():
+    """The last stretch of runs that are over: else a container that dies before each charge runs free.
+
+    Each is forgotten only once it is written: what the store refuses now is charged at the next tick.
+    """
+    for ended in ctx.engine.ended():
         await ctx.store.write(lambda tx, e=ended: _charge_tail(tx, ctx, e))  # type: ignore[misc]
+        ctx.engine.forget_ended(ended)
 
 
 def _charge_tail(tx: Tx, ctx: Context, ended: Ended) -> None:
@@ -50,13 +55,13 @@ def _charge_up_to(tx: Tx, ctx: Context, row: Container, run: Run, now_ms: int) -
     every = replace(ctx.policy.rhythm, charge_every_ms=0)
     found = due(_account(tx, row), run, now_ms, every)
     if found is not None:
-        _write(tx, ctx, row, found, proves=False)
+        _write(tx, ctx, row, found, None)
 
 
 def _charge_all(tx: Tx, ctx: Context, runs: Mapping[str, Run], now_ms: int) -> int:
     paused = 0
     for row, found in _all_due(tx, ctx, runs, now_ms):
-        _write(tx, ctx, row, found, proves=True)
+        _write(tx, ctx, row, found, now_ms - runs[row.pubkey].started_ms)
         paused += found.then is Next.PAUSE
     return paused
 
@@ -80,10 +85,12 @@ def _account(tx: Tx, row: Container) -> Account:
         balance_msat=tx.balance(container_account(row.pubkey)),
         meter=tx.meter(row.pubkey),
         low_noticed=row.low_noticed,
+        charged_from_start=row.trial.is_charged_from_start,
     )
 
 
-def _write(tx: Tx, ctx: Context, row: Container, found: Due, *, proves: bool) -> None:
+def _write(tx: Tx, ctx: Context, row: Container, found: Due, alive_ms: int | None) -> None:
+    """``alive_ms``: for how long the run that is charged has been up now; None when it is over."""
     now = ctx.clock.now()
     meter = found.meter
     entry = charge(row.pubkey, meter.boot_id, meter.start_tick, found.from_ms, found.amount_msat)
@@ -93,11 +100,17 @@ def _write(tx: Tx, ctx: Context, row: Container, found: Due, *, proves: bool) ->
     if row.state is not State.DEPLOYED:
         return
     warn = found.then is not Next.GO_ON and not row.low_noticed
-    # Only a run that is alive proves anything about the one that the store expects.
-    standing = Standing.PROVEN if proves else row.standing
-    row = replace(row, standing=standing, low_noticed=row.low_noticed or warn)
+    trial = _after(row.trial, alive_ms, ctx.policy.rhythm)
+    row = replace(row, trial=trial, low_noticed=row.low_noticed or warn)
     tx.save_container(row)
     if found.then is Next.WARN:
         tell_admin(tx, ctx, row, "has little balance left; top it up to keep it running.", now)
     elif found.then is Next.PAUSE:
         advance(tx, ctx, row, Happening.BALANCE_OUT, now)
+
+
+def _after(trial: Trial, alive_ms: int | None, rhythm: Rhythm) -> Trial:
+    # Only a run that is alive proves anything about the one that the store expects.
+    if alive_ms is None or alive_ms < rhythm.stays_up_ms:
+        return trial
+    return stayed_up(trial, long=alive_ms >= rhythm.steady_ms)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from handlers.certify import container_token
 from handlers.context import Context
-from handlers.domain.lifecycle import Happening, Standing, State
+from handlers.domain.lifecycle import Happening, State
 from handlers.domain.limits import limits_for
 from handlers.domain.plan import Do, Wanted, plan
-from handlers.duties.charge import charge_now
+from handlers.domain.trial import LONGEST_WAIT_S, TELL_AT, Progress, ended, started
 from handlers.ports import CannotStart, ContainerSpec, Tx
 from handlers.records import Container
-from handlers.transitions import advance
+from handlers.transitions import advance, tell_admin
 
 # What is stopped is simply not wanted: the engine's part of it is a stray.
 _STANDING = [state for state in State if state is not State.STOPPED]
@@ -25,15 +25,23 @@ async def survey(ctx: Context) -> dict[str, Do]:
     # The engine is asked first: a container that is added in between is simply not there yet, while
     # the other order could take a freshly started one for a stray.
     found = await ctx.engine.found()
-    wanted = await ctx.store.read(_wanted)
+    now = ctx.clock.now()
+    wanted = await ctx.store.read(lambda tx: _wanted(tx, now))
     return plan(wanted, found)
 
 
-def _wanted(tx: Tx) -> dict[str, Wanted]:
+def _wanted(tx: Tx, now: int) -> dict[str, Wanted]:
     return {
-        row.pubkey: Wanted(row.state, row.generation, row.standing)
+        row.pubkey: Wanted(
+            row.state, row.generation, row.trial.progress, may_start=_may_start(row, now)
+        )
         for row in tx.containers(_STANDING)
     }
+
+
+def _may_start(row: Container, now: int) -> bool:
+    # A time in a distant future was set by a clock that has been corrected since.
+    return not now < row.trial.retry_at <= now + LONGEST_WAIT_S
 
 
 async def carry_out(ctx: Context, pubkey: str, do: Do) -> bool:
@@ -42,15 +50,15 @@ async def carry_out(ctx: Context, pubkey: str, do: Do) -> bool:
         case Do.START:
             return await _start(ctx, pubkey)
         case Do.RECREATE:
-            await _settle_up(ctx, pubkey)
+            await ctx.engine.halt(pubkey, ctx.policy.restart_grace_s)
             await ctx.engine.remove(pubkey, keep_volumes=True)
             return await _start(ctx, pubkey)
         case Do.HALT:
-            await ctx.engine.halt(pubkey)
+            await ctx.engine.halt(pubkey, ctx.policy.pause_grace_s)
         case Do.REMOVE:
             await ctx.engine.remove(pubkey, keep_volumes=False)
-        case Do.GIVE_UP:
-            await _give_up_on_exit(ctx, pubkey)
+        case Do.NOTE_END:
+            await _note_end(ctx, pubkey)
     return True
 
 
@@ -74,8 +82,8 @@ def _owe_start(tx: Tx, pubkey: str, now: int) -> Container | None:
     row = tx.container(pubkey)
     if row is None or row.state is not State.DEPLOYED:
         return None
-    if row.standing is not Standing.DUE:
-        row = replace(row, standing=Standing.DUE, owed_since=now)
+    if row.trial.progress is not Progress.DUE:
+        row = replace(row, trial=replace(row.trial, progress=Progress.DUE), owed_since=now)
         tx.save_container(row)
     return row
 
@@ -85,7 +93,7 @@ def _started(tx: Tx, pubkey: str, generation: int) -> bool:
     row = tx.container(pubkey)
     if row is None or row.state is not State.DEPLOYED or row.generation != generation:
         return False
-    tx.save_container(replace(row, standing=Standing.STARTED, dirty=True))
+    tx.save_container(replace(row, trial=started(row.trial), dirty=True))
     return True
 
 
@@ -97,10 +105,26 @@ async def _cannot_start(ctx: Context, row: Container, problem: CannotStart) -> b
     return True
 
 
-async def _give_up_on_exit(ctx: Context, pubkey: str) -> None:
-    row = await ctx.store.read(lambda tx: tx.container(pubkey))
-    if row is not None:
-        await _give_up(ctx, pubkey, row.generation, await ctx.engine.exit_reason(pubkey))
+async def _note_end(ctx: Context, pubkey: str) -> None:
+    """It ended by itself: try again, later each time; give up when it is hopeless."""
+    reason = await ctx.engine.exit_reason(pubkey)
+    await ctx.store.write(lambda tx: _ended(tx, ctx, pubkey, reason))
+    ctx.wake.announce()
+    ctx.wake.outbox()
+
+
+def _ended(tx: Tx, ctx: Context, pubkey: str, reason: str) -> None:
+    row, now = tx.container(pubkey), ctx.clock.now()
+    if row is None or row.state is not State.DEPLOYED or row.trial.progress is Progress.DUE:
+        return
+    row = replace(row, trial=ended(row.trial, now), owed_since=now)
+    tx.save_container(row)
+    if row.trial.is_hopeless:
+        advance(tx, ctx, row, Happening.CANNOT_RUN, now, reason)
+    elif row.trial.crashes == TELL_AT:
+        wait_s = row.trial.retry_at - now
+        text = f"keeps ending by itself ({reason}). It is started again in {wait_s} s, then later each time."
+        tell_admin(tx, ctx, row, text, now)
 
 
 async def _give_up(ctx: Context, pubkey: str, generation: int, reason: str) -> None:
@@ -114,18 +138,6 @@ async def _give_up(ctx: Context, pubkey: str, generation: int, reason: str) -> N
     ctx.wake.reconcile()
     ctx.wake.announce()
     ctx.wake.outbox()
-
-
-async def _settle_up(ctx: Context, pubkey: str) -> None:
-    """Charge the run that we are about to end."""
-    run = ctx.engine.runs().get(pubkey)
-
-    def write(tx: Tx) -> None:
-        row = tx.container(pubkey)
-        if row is not None and row.state is State.DEPLOYED:
-            charge_now(tx, ctx, row, run)
-
-    await ctx.store.write(write)
 
 
 def _environment(ctx: Context, row: Container) -> dict[str, str]:

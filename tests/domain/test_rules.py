@@ -13,7 +13,6 @@ from handlers.domain.lifecycle import (
     HOLDS_UNITS,
     TABLE,
     Happening,
-    Standing,
     State,
     needs_capacity,
     next_state,
@@ -23,6 +22,7 @@ from handlers.domain.meter import Account, Meter, Next, Rhythm, Run, due
 from handlers.domain.plan import Do, Found, Live, Wanted, plan
 from handlers.domain.ports_pool import PortRange, allocate
 from handlers.domain.pricing import Tariff
+from handlers.domain.trial import Progress, Trial, asked_for, ended, started, stayed_up
 
 TARIFF = Tariff()
 
@@ -242,23 +242,56 @@ def test_image_references_raise_only_one_exception(text):
 
 
 @pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("standing", Standing)
+@pytest.mark.parametrize("progress", Progress)
+@pytest.mark.parametrize("may_start", [True, False])
 @pytest.mark.parametrize(
     "found", [None, *(Found(live, 1) for live in Live), Found(Live.RUNNING, 2)]
 )
-def test_plan_every_cell(state, standing, found):
-    do = plan({"a": Wanted(state, 1, standing)}, {"a": found} if found else {}).get("a")
+def test_plan_every_cell(state, progress, may_start, found):
+    wanted = Wanted(state, 1, progress, may_start=may_start)
+    do = plan({"a": wanted}, {"a": found} if found else {}).get("a")
 
-    running = found is not None and found.live in (Live.RUNNING, Live.RESTARTING)
+    running = found is not None and found.live is Live.RUNNING
     if state is not State.DEPLOYED:
         assert do not in (Do.START, Do.RECREATE), "what is not paid for is never started"
         assert not running or do in (Do.HALT, Do.REMOVE), (
             "what is not paid for does not go on running"
         )
+    if not may_start:
+        assert do is not Do.START, "its time has not come"
     if state is State.DEPLOYED and found == Found(Live.RUNNING, 1):
         assert do is None
     if state is State.DEPLOYED and found is None:
-        assert do is Do.START
+        assert (do is Do.START) == may_start
+    if state is State.DEPLOYED and found == Found(Live.EXITED, 1):
+        assert (do is Do.NOTE_END) == (progress is not Progress.DUE), "each end is noted once"
+
+
+# -- trial ------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_never_stays_up_has_three_free_tries_and_no_more():
+    trial, free = Trial(), 0
+    for _ in range(10):
+        free += not trial.is_charged_from_start
+        trial = ended(started(trial), 100)
+        trial = asked_for(trial) if trial.is_hopeless else trial
+
+    assert 3 == free
+
+
+def test_waiting_grows_to_minutes_and_comes_to_an_end():
+    trial, waits = stayed_up(Trial(), long=False), []
+    while not trial.is_hopeless:
+        trial = ended(started(trial), 1_000)
+        waits.append(trial.retry_at - 1_000)
+
+    assert [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300] == waits
+
+
+@pytest.mark.parametrize(("long", "crashes"), [(True, 0), (False, 2)])
+def test_only_a_long_run_forgets_the_crashes_before_it(long, crashes):
+    assert crashes == stayed_up(Trial(proven=True, crashes=2), long=long).crashes
 
 
 def test_strays_of_ours_are_removed():
