@@ -13,7 +13,7 @@ from bot.adapters.guarded_network import resolve_public
 from bot.relay.courier import REPEAT_S, ask, fetch
 from bot.relay.server import RelayServer
 from bot.relay.websocket import FindAddress
-from nips.event import Event
+from nips.event import VerifiedEvent
 from nips.filters import Filter
 
 MAX_AT_ONCE = 16
@@ -24,7 +24,7 @@ MAX_RELAYS = 8
 class Found:
     """`keycrux_client.ports.Found`."""
 
-    events: tuple[Event, ...]
+    events: tuple[VerifiedEvent, ...]
     silent: tuple[str, ...]
 
 
@@ -42,14 +42,16 @@ class RelayEvents:
         self._embedded_urls = frozenset(url.rstrip("/") for url in embedded_urls)
         self._at_once = trio.CapacityLimiter(MAX_AT_ONCE)
 
-    async def find(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> list[Event]:
+    async def find(
+        self, filters: Sequence[Filter], relay_urls: Sequence[str]
+    ) -> list[VerifiedEvent]:
         """The newest first, from the first `MAX_RELAYS` of these; one that does not answer is left out."""
         return list((await self.search(filters, relay_urls)).events)
 
     async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> "Found":
         """As `find`, and which relays did not say all that they have."""
         urls = list(dict.fromkeys(url.rstrip("/") for url in relay_urls))
-        found: dict[str, Event] = {}
+        found: dict[str, VerifiedEvent] = {}
         silent: list[str] = urls[MAX_RELAYS:]
 
         async def look(url: str) -> None:
@@ -64,7 +66,9 @@ class RelayEvents:
         events = sorted(found.values(), key=lambda event: (-event.created_at, event.id))
         return Found(tuple(events), tuple(silent))
 
-    async def _ask_one(self, url: str, filters: Sequence[Filter]) -> tuple[list[Event], bool]:
+    async def _ask_one(
+        self, url: str, filters: Sequence[Filter]
+    ) -> tuple[list[VerifiedEvent], bool]:
         if url in self._embedded_urls and self._embedded is not None:
             return self._embedded.query(filters), True
         async with self._at_once:
@@ -73,12 +77,12 @@ class RelayEvents:
     async def ask(
         self,
         url: str,
-        request: Event,
+        request: VerifiedEvent,
         answers: Filter,
-        is_reply: Callable[[Event], bool],
+        is_reply: Callable[[VerifiedEvent], bool],
         within_s: float,
         repeat_s: float | None = REPEAT_S,
-    ) -> Event | None:
+    ) -> VerifiedEvent | None:
         """The reply to a request, or None."""
         guard = self._guard(url)
         async with self._at_once:

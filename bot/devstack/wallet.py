@@ -19,7 +19,7 @@ from bot.relay.pool import RelayPool
 from nips import kinds
 from nips.crypto import is_pubkey
 from nips.errors import BadInput
-from nips.event import Event, sign_event, verify_event
+from nips.event import VerifiedEvent, sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip04 import is_nip04
@@ -95,10 +95,9 @@ class WalletService:
                 self._seen.add(event.id)
                 await self._answer(event)
 
-    async def _answer(self, event: Event) -> None:
+    async def _answer(self, event: VerifiedEvent) -> None:
         use_nip44 = not is_nip04(event.content)
         try:
-            verify_event(event)
             method, params = open_request_untrusted(self._key, event)
         except BadInput:
             return

@@ -24,7 +24,7 @@ from bot.clock import Clock
 from bot.relay.websocket import Websocket, WebsocketGone, connect
 from nips import nip01, nip42
 from nips.errors import BadMessage
-from nips.event import Event
+from nips.event import Event, VerifiedEvent
 from nips.filters import Filter
 from nips.keys import SecretKey
 
@@ -119,7 +119,7 @@ class RelayConnection:
         if self._subscriptions.pop(sub_id, None) is not None:
             self._send(nip01.encode("CLOSE", sub_id))
 
-    async def publish(self, event: Event, *, wait_ok: bool = True) -> Published:
+    async def publish(self, event: VerifiedEvent, *, wait_ok: bool = True) -> Published:
         """Send an event; never waits for a connection, and for the OK only so long."""
         if self._websocket is None:
             return Published(Outcome.NOT_CONNECTED)
@@ -133,7 +133,7 @@ class RelayConnection:
             published = await self._publish_once(event)
         return published
 
-    async def _publish_once(self, event: Event) -> Published:
+    async def _publish_once(self, event: VerifiedEvent) -> Published:
         answered, outcomes = trio.Event(), list[Published]()
         self._awaiting_ok[event.id] = (answered, outcomes)
         try:

@@ -1,28 +1,35 @@
-"""Many relays as one: subscribe everywhere, hear each event once, publish with an outcome per relay."""
+"""Many relays as one: subscribe everywhere, hear each event once, publish with an outcome per relay.
+
+This is where events of outer relays become verified ones: after the filter and the memory of what came
+before, which cost little, and before anybody acts on them.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
 import trio
 
 from bot.clock import Clock
 from bot.relay.connection import Published, RelayConnection, RelayPolicy
-from nips.event import Event
+from nips.errors import BadEvent
+from nips.event import Event, VerifiedEvent, verify_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 
+log = structlog.get_logger()
 REMEMBERED_IDS = 20_000
 QUEUE = 256
 
 
 @dataclass(frozen=True)
 class Heard:
-    """An event and the relay that was the first to bring it. Its signature is not checked yet."""
+    """An event, and the relay that was the first to bring it."""
 
     relay_url: str
     sub_id: str
-    event: Event
+    event: VerifiedEvent
 
 
 class RelayPool:
@@ -90,7 +97,7 @@ class RelayPool:
         return await self._receive_channel.receive()
 
     async def publish(
-        self, event: Event, urls: Sequence[str] | None = None, *, wait_ok: bool = True
+        self, event: VerifiedEvent, urls: Sequence[str] | None = None, *, wait_ok: bool = True
     ) -> dict[str, Published]:
         """To these relays (default: all), at the same time; the outcome of each."""
         outcomes: dict[str, Published] = {}
@@ -108,11 +115,17 @@ class RelayPool:
         seen = (sub_id, event.id + event.sig)
         if seen in self._seen:
             return
+        try:
+            verified = verify_event(event)
+        except BadEvent as error:
+            # Not remembered: forgeries must not push out what was heard.
+            log.info("relay brings a forgery", relay=url, event_id=event.id, reason=str(error))
+            return
         self._seen[seen] = None
         if len(self._seen) > REMEMBERED_IDS:
             self._seen.popitem(last=False)
         try:
-            await self._send_channel.send(Heard(url, sub_id, event))
+            await self._send_channel.send(Heard(url, sub_id, verified))
         except trio.Cancelled:
             # Not delivered after all: the relay will send it again when it is back.
             self._seen.pop(seen, None)

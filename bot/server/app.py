@@ -34,7 +34,7 @@ from bot.server.loops import LOOPS, look_at_engine
 from bot.server.outlet import Outlet
 from bot.server.parts import App, Wakes
 from handlers.context import Context, Places
-from nips.event import Event
+from nips.event import VerifiedEvent
 from nips.keys import SecretKey
 
 log = structlog.get_logger()
@@ -187,7 +187,7 @@ def _embedded_relay(
 async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Run until cancelled. Reports readiness when requests are answered."""
     await app.engine.check()
-    send, receive = trio.open_memory_channel[tuple[Event, bool]](4_096)
+    send, receive = trio.open_memory_channel[VerifiedEvent](4_096)
     async with trio.open_nursery() as nursery:
         if app.relay is not None:
             listener = feed(app, send)

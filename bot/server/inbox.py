@@ -1,6 +1,6 @@
 """Admission: which events may be acted on at all. Time comes in as a parameter.
 
-An event passes once: fresh, unexpired, validly signed, never seen before (also not before a restart),
+An event passes once: fresh, unexpired, never seen before (also not before a restart),
 within its author's and everybody's rate. For notes there is a loop guard besides: bots that answer
 each other would never stop.
 """
@@ -11,8 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from nips import kinds
-from nips.errors import BadEvent
-from nips.event import Event, verify_event
+from nips.event import VerifiedEvent
 from nips.nip10 import thread_root
 from nips.nip40 import is_expired
 
@@ -68,9 +67,9 @@ class Inbox:
         self._threads: OrderedDict[str, int] = OrderedDict()
         self.refused: defaultdict[str, int] = defaultdict(int)
 
-    async def admit(self, event: Event, now: int, *, verified: bool) -> Verdict:
-        """Decide, and remember the id. ``verified``: the id and signature were checked already."""
-        reason = self._reason_to_ignore(event, now, verified=verified)
+    async def admit(self, event: VerifiedEvent, now: int) -> Verdict:
+        """Decide, and remember the id."""
+        reason = self._reason_to_ignore(event, now)
         if reason is not None:
             self.refused[reason] += 1
             return Verdict.IGNORE
@@ -80,7 +79,7 @@ class Inbox:
         await recorded
         return Verdict.ADMIT if within_rate else Verdict.RATE_LIMITED
 
-    def _reason_to_ignore(self, event: Event, now: int, *, verified: bool) -> str | None:
+    def _reason_to_ignore(self, event: VerifiedEvent, now: int) -> str | None:
         if event.kind not in (kinds.RPC, kinds.NOTE):
             return "kind"
         if event.pubkey == self._own_pubkey:
@@ -93,25 +92,20 @@ class Inbox:
             return "expired"
         if event.kind == kinds.NOTE and self._may_loop(event):
             return "loop"
-        if not verified:
-            try:
-                verify_event(event)
-            except BadEvent:
-                return "signature"
         return None
 
-    def _window(self, event: Event) -> int:
+    def _window(self, event: VerifiedEvent) -> int:
         return (
             self._policy.note_window_s if event.kind == kinds.NOTE else self._policy.rpc_window_s
         )
 
-    def _may_loop(self, note: Event) -> bool:
+    def _may_loop(self, note: VerifiedEvent) -> bool:
         by_a_bot = any(t[:2] == CLIENT_TAG for t in note.tags)
         return (
             by_a_bot or self._threads.get(thread_root(note), 0) >= self._policy.replies_per_thread
         )
 
-    def count_reply(self, note: Event) -> None:
+    def count_reply(self, note: VerifiedEvent) -> None:
         """A note of a thread was answered."""
         root = thread_root(note)
         self._threads[root] = self._threads.pop(root, 0) + 1

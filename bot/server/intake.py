@@ -9,13 +9,14 @@ from bot.server.doors import mention, rpc
 from bot.server.inbox import Verdict
 from bot.server.parts import App
 from nips import kinds
-from nips.event import Event
+from nips.event import VerifiedEvent
 from nips.filters import Filter
 from nips.mention import is_mention
 
 log = structlog.get_logger()
 MAX_REQUESTS_AT_ONCE = 256
-Waiting = trio.MemoryReceiveChannel[tuple[Event, bool]]
+Waiting = trio.MemoryReceiveChannel[VerifiedEvent]
+Listener = Callable[[VerifiedEvent], None]
 
 
 def subscribe(app: App) -> None:
@@ -31,18 +32,18 @@ def subscribe(app: App) -> None:
         app.pool.add(url)
 
 
-def feed(app: App, send: trio.MemorySendChannel[tuple[Event, bool]]) -> Callable[[Event], None]:
-    def listener(event: Event) -> None:
+def feed(app: App, send: trio.MemorySendChannel[VerifiedEvent]) -> Listener:
+    def listener(event: VerifiedEvent) -> None:
         if _concerns_us(app, event):
             try:
-                send.send_nowait((event, True))
+                send.send_nowait(event)
             except trio.WouldBlock:
                 log.warning("request refused: the queue is full", event_id=event.id)
 
     return listener
 
 
-def catch_up(app: App, listener: Callable[[Event], None]) -> None:
+def catch_up(app: App, listener: Listener) -> None:
     """Notes that reached the embedded relay before we were awake; what was acted on is known."""
     if app.relay is not None:
         since = app.ctx.clock.now() - app.config.inbox.note_window_s
@@ -53,17 +54,16 @@ def catch_up(app: App, listener: Callable[[Event], None]) -> None:
             listener(event)
 
 
-def _concerns_us(app: App, event: Event) -> bool:
+def _concerns_us(app: App, event: VerifiedEvent) -> bool:
     pubkey = app.ctx.key.pubkey
     if event.kind == kinds.RPC:
         return pubkey in event.tag_values("p")
     return event.kind == kinds.NOTE and is_mention(event, pubkey)
 
 
-async def run_pump(app: App, send: trio.MemorySendChannel[tuple[Event, bool]]) -> None:
+async def run_pump(app: App, send: trio.MemorySendChannel[VerifiedEvent]) -> None:
     while True:
-        heard = await app.pool.receive()
-        await send.send((heard.event, False))
+        await send.send((await app.pool.receive()).event)
 
 
 async def run_requests(app: App, receive: Waiting) -> None:
@@ -71,18 +71,18 @@ async def run_requests(app: App, receive: Waiting) -> None:
     async with trio.open_nursery() as nursery:
         async for first in receive:
             # All that wait are taken at once: they share turns of the loop, commits and writes.
-            for event, verified in [first, *_waiting_now(receive)]:
+            for event in [first, *_waiting_now(receive)]:
                 # Taken here, given back by the task: when all are busy, the queue fills, then relays wait.
                 place = object()
                 try:
                     limiter.acquire_on_behalf_of_nowait(place)
                 except trio.WouldBlock:
                     await limiter.acquire_on_behalf_of(place)
-                nursery.start_soon(_request, app, event, verified, limiter, place)
+                nursery.start_soon(_request, app, event, limiter, place)
 
 
-def _waiting_now(receive: Waiting) -> list[tuple[Event, bool]]:
-    waiting: list[tuple[Event, bool]] = []
+def _waiting_now(receive: Waiting) -> list[VerifiedEvent]:
+    waiting: list[VerifiedEvent] = []
     try:
         while len(waiting) < MAX_REQUESTS_AT_ONCE:
             waiting.append(receive.receive_nowait())
@@ -92,25 +92,21 @@ def _waiting_now(receive: Waiting) -> list[tuple[Event, bool]]:
 
 
 async def _request(
-    app: App,
-    event: Event,
-    verified: bool,
-    limiter: trio.CapacityLimiter,
-    place: object,
+    app: App, event: VerifiedEvent, limiter: trio.CapacityLimiter, place: object
 ) -> None:
     try:
-        await _answer(app, event, verified=verified)
+        await _answer(app, event)
     except Exception:
         log.exception("request failed", event_id=event.id)
     finally:
         limiter.release_on_behalf_of(place)
 
 
-async def _answer(app: App, event: Event, *, verified: bool) -> None:
+async def _answer(app: App, event: VerifiedEvent) -> None:
     # Notes that hold no command are nobody's business; they must not use up anybody's rate.
     if event.kind == kinds.NOTE and not mention.is_command(app.ctx, event):
         return
-    verdict = await app.inbox.admit(event, app.ctx.clock.now(), verified=verified)
+    verdict = await app.inbox.admit(event, app.ctx.clock.now())
     if verdict is Verdict.IGNORE:
         return
     door = mention if event.kind == kinds.NOTE else rpc

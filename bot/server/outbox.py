@@ -5,7 +5,7 @@ import trio
 from bot.server.outlet import Outlet
 from handlers.ports import Clock, Store
 from handlers.records import OutboxItem
-from nips.event import parse_event_json_untrusted
+from nips.event import parse_event_json_untrusted, verify_event
 
 BATCH = 100
 AT_ONCE = 8
@@ -28,7 +28,7 @@ async def _deliver(
 ) -> None:
     async with limiter:
         missing = await outlet.deliver(
-            parse_event_json_untrusted(item.event_json), item.relay_urls
+            verify_event(parse_event_json_untrusted(item.event_json)), item.relay_urls
         )
     now = clock.now()
     if not missing or now - item.created_at > GIVE_UP_S:

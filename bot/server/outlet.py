@@ -9,7 +9,7 @@ from bot.relay.connection import Outcome
 from bot.relay.courier import bring
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
-from nips.event import Event
+from nips.event import VerifiedEvent
 
 
 class Outlet:
@@ -22,14 +22,14 @@ class Outlet:
         self._server = server
         self._own_urls = frozenset(url.rstrip("/") for url in own_urls)
 
-    async def reply(self, event: Event) -> None:
+    async def reply(self, event: VerifiedEvent) -> None:
         """An answer that is worth something now or never: everywhere, without waiting for an OK."""
         if self._server is not None:
             self._server.publish(event)
         if self._pool.urls:
             await self._pool.publish(event, wait_ok=False)
 
-    async def deliver(self, event: Event, relay_urls: Sequence[str]) -> list[str]:
+    async def deliver(self, event: VerifiedEvent, relay_urls: Sequence[str]) -> list[str]:
         """Bring it to these relays; which of them do not have it yet."""
         missing: list[str] = []
 
@@ -42,7 +42,7 @@ class Outlet:
                 nursery.start_soon(to, url)
         return missing
 
-    async def _deliver_to(self, event: Event, url: str) -> bool:
+    async def _deliver_to(self, event: VerifiedEvent, url: str) -> bool:
         if url in self._own_urls and self._server is not None:
             self._server.publish(event)
             return True

@@ -4,11 +4,13 @@ from bot.server.dispatch import Request, dispatch
 from handlers.context import Caller, Context
 from handlers.errors import Code, Refusal, invalid
 from nips.errors import BadCiphertext, BadRequest
-from nips.event import Event
+from nips.event import VerifiedEvent
 from nips.rpc import RpcReply, build_reply, open_request_untrusted
 
 
-async def answer(ctx: Context, event: Event, *, rate_limited: bool) -> Event | None:
+async def answer(
+    ctx: Context, event: VerifiedEvent, *, rate_limited: bool
+) -> VerifiedEvent | None:
     """The reply to an admitted event; None when it was not meant for us."""
     try:
         request = open_request_untrusted(ctx.key, event)
@@ -24,7 +26,7 @@ async def answer(ctx: Context, event: Event, *, rate_limited: bool) -> Event | N
     return _reply(ctx, event, request.rpc_id, done.outcome)
 
 
-def _reply(ctx: Context, event: Event, rpc_id: str, outcome: object) -> Event:
+def _reply(ctx: Context, event: VerifiedEvent, rpc_id: str, outcome: object) -> VerifiedEvent:
     refused = isinstance(outcome, Refusal)
     reply = RpcReply(rpc_id, None if refused else outcome, str(outcome) if refused else None)
     return build_reply(ctx.key, event, reply, ctx.clock.now())
