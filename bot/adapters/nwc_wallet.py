@@ -45,6 +45,7 @@ from nips.nip47 import (
 log = structlog.get_logger()
 SUB = "nwc"
 REQUEST_VALID_S = 60
+SLOW_CLOCK_S = 3_600
 PAGE, MAX_PAGES = 20, 25
 _NETWORKS = {"mainnet": "bc", "bitcoin": "bc", "testnet": "tb", "signet": "tbs", "regtest": "bcrt"}
 # The wallet says that it did not even try.
@@ -104,20 +105,19 @@ class NwcWallet:
     async def run(self) -> None:
         """Keep connected and listen, until cancelled."""
         wallet = frozenset({self._uri.wallet_pubkey})
-        now = self._clock.now()
         answers = {
             kinds.WALLET_RESPONSE,
             kinds.WALLET_NOTIFICATION,
             kinds.WALLET_NOTIFICATION_NIP04,
         }
-        # By author only: some wallets put no p tag on their answers.
+        # By author only: some wallets put no p tag on their answers. Whose clock is slow is heard as well: an
+        # answer names its request by id, so its date says nothing.
         self._pool.subscribe(
-            SUB, [Filter(authors=wallet, kinds=frozenset(answers), since=now - 60)]
+            SUB, [Filter(authors=wallet, kinds=frozenset(answers))], back_s=SLOW_CLOCK_S
         )
         self._pool.subscribe(
             f"{SUB}-info",
             [Filter(authors=wallet, kinds=frozenset({kinds.WALLET_INFO}))],
-            resume=False,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pool.run)

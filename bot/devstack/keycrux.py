@@ -119,8 +119,8 @@ async def serve(service: KeycruxService, proof: Proof, relay_url: str, repo: str
     clock = SystemClock()
     pool = RelayPool(clock, auth_key=service.key, policy=PATIENCE)
     us = {"p": frozenset({service.key.pubkey})}
-    wanted = Filter(kinds=frozenset({kinds.KEYCRUX_RPC}), tags=us, since=clock.now() - WINDOW_S)
-    pool.subscribe("keycrux", [wanted])
+    wanted = Filter(kinds=frozenset({kinds.KEYCRUX_RPC}), tags=us)
+    pool.subscribe("keycrux", [wanted], back_s=WINDOW_S)
 
     async def announce() -> None:
         while True:

@@ -85,10 +85,8 @@ class WalletService:
 
     async def run(self) -> None:
         us = {"p": frozenset({self._key.pubkey})}
-        since = self._clock.now() - 60
-        self._pool.subscribe(
-            "wallet", [Filter(kinds=frozenset({kinds.WALLET_REQUEST}), tags=us, since=since)]
-        )
+        wanted = Filter(kinds=frozenset({kinds.WALLET_REQUEST}), tags=us)
+        self._pool.subscribe("wallet", [wanted], back_s=60)
         while True:
             event = (await self._pool.receive()).event
             if event.id not in self._seen and not is_expired(event, self._clock.now()):

@@ -39,6 +39,8 @@ from nips.keys import SecretKey
 
 log = structlog.get_logger()
 VERSION = "0.1.0"
+# Each may be kept for two days.
+MOST_REFUSED_IDS = 20_000
 
 
 @asynccontextmanager
@@ -79,7 +81,8 @@ async def _build(
     state, key = config.server.state_dir, awake.key
     wakes, this_boot = Wakes(), boot_id()
     store = SqliteStore(state / "enclaved.sqlite")
-    seen = SeenStore(state / "seen.sqlite")
+    seen = SeenStore(state / "seen.sqlite", clock)
+    refused = SeenStore(state / "refused.sqlite", clock, MOST_REFUSED_IDS)
     engine = DockerEngine(_docker_config(config, key), this_boot, clock)
     registry = OciRegistry(config.registry)
     pool = RelayPool(clock, auth_key=key)
@@ -109,7 +112,7 @@ async def _build(
         places=places,
         proof=awake.proof,
     )
-    inbox = Inbox(key.pubkey, seen, config.inbox)
+    inbox = Inbox(key.pubkey, seen, refused, config.inbox)
     outlet = Outlet(pool, relay, own_urls)
     try:
         yield App(
@@ -123,6 +126,7 @@ async def _build(
             outlet,
             inbox,
             seen,
+            refused,
             awake.keeper,
             _network(config),
         )
@@ -131,6 +135,7 @@ async def _build(
             await registry.aclose()
         engine.close()
         seen.close()
+        refused.close()
         store.close()
 
 

@@ -6,8 +6,9 @@ import structlog
 import trio
 
 from bot.server.doors import mention, rpc
-from bot.server.inbox import Verdict
+from bot.server.inbox import Admission, InboxPolicy
 from bot.server.parts import App
+from handlers.errors import Code, Refusal, invalid
 from nips import kinds
 from nips.event import VerifiedEvent
 from nips.filters import Filter
@@ -21,13 +22,13 @@ Listener = Callable[[VerifiedEvent], None]
 
 def subscribe(app: App) -> None:
     us = {"p": frozenset({app.ctx.key.pubkey})}
-    now, inbox = app.ctx.clock.now(), app.config.inbox
-    app.pool.subscribe(
-        "rpc", [Filter(kinds=frozenset({kinds.RPC}), tags=us, since=now - inbox.rpc_window_s)]
+    inbox = app.config.inbox
+    # Whose clock is wrong must be heard, to be told so.
+    requests, notes = (
+        Filter(kinds=frozenset({kind}), tags=us) for kind in (kinds.RPC, kinds.NOTE)
     )
-    app.pool.subscribe(
-        "notes", [Filter(kinds=frozenset({kinds.NOTE}), tags=us, since=now - inbox.note_window_s)]
-    )
+    app.pool.subscribe("rpc", [requests], back_s=inbox.answer_window_s)
+    app.pool.subscribe("notes", [notes], back_s=inbox.note_window_s)
     for url in app.config.relays.urls:
         app.pool.add(url)
 
@@ -106,12 +107,37 @@ async def _answer(app: App, event: VerifiedEvent) -> None:
     # Notes that hold no command are nobody's business; they must not use up anybody's rate.
     if event.kind == kinds.NOTE and not mention.is_command(app.ctx, event):
         return
-    verdict = await app.inbox.admit(event, app.ctx.clock.now())
-    if verdict is Verdict.IGNORE:
+    now = app.ctx.clock.now()
+    admission = await app.inbox.admit(event, now)
+    if admission is Admission.IGNORE:
         return
     door = mention if event.kind == kinds.NOTE else rpc
-    reply = await door.answer(app.ctx, event, rate_limited=verdict is Verdict.RATE_LIMITED)
+    refusal = why_refused(admission, event, now, app.config.inbox)
+    reply = await door.answer(app.ctx, event, refusal)
     if reply is not None:
         if event.kind == kinds.NOTE:
             app.inbox.count_reply(event)
         await app.outlet.reply(reply)
+
+
+def why_refused(
+    admission: Admission, event: VerifiedEvent, now: int, policy: InboxPolicy
+) -> Refusal | None:
+    """None for what may be acted on. Whose clock is wrong learns of both clocks."""
+    match admission:
+        case Admission.RATE_LIMITED:
+            return Refusal(Code.RATE_LIMITED, "slow down")
+        case Admission.MISDATED:
+            off_s = abs(now - event.created_at)
+            where = "behind" if event.created_at < now else "ahead of"
+            return invalid(
+                f"the request is dated {event.created_at}, {off_s} s {where} our clock, which says {now}; "
+                f"{policy.rpc_window_s} s are allowed: set your clock"
+            )
+        case Admission.EXPIRED:
+            ended = (event.tag("expiration") or "")[:20]
+            return invalid(
+                f"the request, dated {event.created_at}, expired at {ended}; our clock says {now}"
+            )
+        case Admission.ACT | Admission.IGNORE:
+            return None

@@ -220,7 +220,11 @@ async def _drain(app: App) -> None:
 
 
 async def _prune(app: App) -> None:
-    await _every("prune", 60, lambda: app.seen.prune(app.ctx.clock.now()))
+    async def once() -> None:
+        await app.seen.prune()
+        await app.refused.prune()
+
+    await _every("prune", 60, once)
 
 
 LOOPS = (

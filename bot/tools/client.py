@@ -17,6 +17,7 @@ from nips.keys import SecretKey
 from nips.rpc import RpcRequest, build_request, open_reply_untrusted
 
 ANSWER_S = 30
+DAY_S = 86_400
 # A person waits: look for the relay more often than a server would.
 PATIENCE = RelayPolicy(backoff_first_s=0.2, backoff_most_s=3)
 
@@ -120,9 +121,8 @@ async def open_client(key: SecretKey, relay_urls: Sequence[str]) -> AsyncIterato
     pool = RelayPool(clock, auth_key=key, policy=PATIENCE)
     client = Client(key, pool)
     mine = {"p": frozenset({key.pubkey})}
-    pool.subscribe(
-        "replies", [Filter(kinds=frozenset({kinds.RPC}), tags=mine, since=clock.now() - 10)]
-    )
+    # Far back: the server's clock dates its answers, and ours may be hours ahead of it.
+    pool.subscribe("replies", [Filter(kinds=frozenset({kinds.RPC}), tags=mine)], back_s=DAY_S)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.run)
         for url in relay_urls:

@@ -22,11 +22,13 @@ def is_command(ctx: Context, note: VerifiedEvent) -> bool:
     return command is not None and command.method in BY_NAME
 
 
-async def answer(ctx: Context, note: VerifiedEvent, *, rate_limited: bool) -> VerifiedEvent | None:
+async def answer(
+    ctx: Context, note: VerifiedEvent, refusal: Refusal | None = None
+) -> VerifiedEvent | None:
     """The reply note; None when there is nothing to say."""
     command = parse_command(note, npub(ctx.key.pubkey))
     # Complaining about a flood in public would be a second flood.
-    if command is None or command.method not in BY_NAME or rate_limited:
+    if command is None or command.method not in BY_NAME or refusal is not None:
         return None
     words = Words(command.words, command.named)
     done = await dispatch(

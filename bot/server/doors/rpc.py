@@ -2,16 +2,16 @@
 
 from bot.server.dispatch import Request, dispatch
 from handlers.context import Caller, Context
-from handlers.errors import Code, Refusal, invalid
+from handlers.errors import Refusal, invalid
 from nips.errors import BadCiphertext, BadRequest
 from nips.event import VerifiedEvent
 from nips.rpc import RpcReply, build_reply, open_request_untrusted
 
 
 async def answer(
-    ctx: Context, event: VerifiedEvent, *, rate_limited: bool
-) -> VerifiedEvent | None:
-    """The reply to an admitted event; None when it was not meant for us."""
+    ctx: Context, event: VerifiedEvent, refusal: Refusal | None = None
+) -> VerifiedEvent:
+    """The reply to an admitted event: what the request asks for, or the refusal."""
     try:
         request = open_request_untrusted(ctx.key, event)
     except BadCiphertext:
@@ -19,8 +19,8 @@ async def answer(
         return _reply(ctx, event, "", invalid("the request cannot be decrypted"))
     except BadRequest as error:
         return _reply(ctx, event, "", invalid(str(error)))
-    if rate_limited:
-        return _reply(ctx, event, request.rpc_id, Refusal(Code.RATE_LIMITED, "slow down"))
+    if refusal is not None:
+        return _reply(ctx, event, request.rpc_id, refusal)
     caller = Caller(event.pubkey, public=False)
     done = await dispatch(ctx, Request(caller, request.method, request.params, "rpc"))
     return _reply(ctx, event, request.rpc_id, done.outcome)
