@@ -45,6 +45,7 @@ def test_nested_sections(tmp_path):
         ("[policy]\ngrace_s = true", "policy.grace_s must be int"),
         ("[policy.tariff]\nprice_msat = 0", "[policy.tariff] a tariff"),
         ("[relays]\nurls = 'x'", "relays.urls must be"),
+        ("[relays]\nurls = ['https://a.example']", "[relays] a relay URL begins with ws://"),
         ("not toml", "is not TOML"),
     ],
 )
@@ -69,3 +70,14 @@ def test_a_bad_wallet_uri_is_not_repeated(tmp_path):
         )
     assert secret not in str(caught.value)
     assert secret not in repr(configured(tmp_path, ""))
+
+
+def test_a_relay_is_named_once_however_it_is_spelt(tmp_path):
+    urls = '["WSS://A.Example/", "wss://a.example:443", "ws://b.example:80/path", "ws://b.example:81"]'
+    config = configured(tmp_path, f"[relays]\nurls = {urls}")
+
+    assert config.relays.urls == (
+        "wss://a.example",
+        "ws://b.example/path",
+        "ws://b.example:81",
+    )

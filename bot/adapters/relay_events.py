@@ -15,6 +15,7 @@ from bot.relay.server import RelayServer
 from bot.relay.websocket import FindAddress
 from nips.event import VerifiedEvent
 from nips.filters import Filter
+from nips.relay_url import normal_url
 
 MAX_AT_ONCE = 16
 MAX_RELAYS = 8
@@ -37,9 +38,9 @@ class RelayEvents:
         embedded: RelayServer | None = None,
         embedded_urls: Sequence[str] = (),
     ) -> None:
-        self._trusted = frozenset(url.rstrip("/") for url in trusted_urls)
+        self._trusted = frozenset(map(normal_url, trusted_urls))
         self._embedded = embedded
-        self._embedded_urls = frozenset(url.rstrip("/") for url in embedded_urls)
+        self._embedded_urls = frozenset(map(normal_url, embedded_urls))
         self._at_once = trio.CapacityLimiter(MAX_AT_ONCE)
 
     async def find(
@@ -50,7 +51,7 @@ class RelayEvents:
 
     async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> "Found":
         """As `find`, and which relays did not say all that they have."""
-        urls = list(dict.fromkeys(url.rstrip("/") for url in relay_urls))
+        urls = list({normal_url(url): url for url in relay_urls}.values())
         found: dict[str, VerifiedEvent] = {}
         silent: list[str] = urls[MAX_RELAYS:]
 
@@ -69,7 +70,7 @@ class RelayEvents:
     async def _ask_one(
         self, url: str, filters: Sequence[Filter]
     ) -> tuple[list[VerifiedEvent], bool]:
-        if url in self._embedded_urls and self._embedded is not None:
+        if normal_url(url) in self._embedded_urls and self._embedded is not None:
             return self._embedded.query(filters), True
         async with self._at_once:
             return await fetch(url, filters, find_address=self._guard(url))
@@ -97,4 +98,4 @@ class RelayEvents:
             )
 
     def _guard(self, url: str) -> FindAddress | None:
-        return None if url.rstrip("/") in self._trusted else resolve_public
+        return None if normal_url(url) in self._trusted else resolve_public

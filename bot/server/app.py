@@ -36,6 +36,7 @@ from bot.server.parts import App, Wakes
 from handlers.context import Context, Places
 from nips.event import VerifiedEvent
 from nips.keys import SecretKey
+from nips.relay_url import normal_url
 
 log = structlog.get_logger()
 VERSION = "0.1.0"
@@ -93,7 +94,7 @@ async def _build(
         # Measured with the image, where there is one.
         repo=awake.repo or config.server.repo,
         version=VERSION,
-        relay_urls=tuple(dict.fromkeys([*own_urls, *config.relays.urls])),
+        relay_urls=tuple(dict.fromkeys(map(normal_url, [*own_urls, *config.relays.urls]))),
         public_url=config.http.public_url,
         app_host=config.engine.app_host,
         announce_urls=awake.announce_urls,

@@ -30,7 +30,9 @@ def subscribe(app: App) -> None:
     app.pool.subscribe("rpc", [requests], back_s=inbox.answer_window_s)
     app.pool.subscribe("notes", [notes], back_s=inbox.note_window_s)
     for url in app.config.relays.urls:
-        app.pool.add(url)
+        # The embedded relay among them is heard without a socket.
+        if not app.outlet.is_ours(url):
+            app.pool.add(url)
 
 
 def feed(app: App, send: trio.MemorySendChannel[VerifiedEvent]) -> Listener:

@@ -1,28 +1,194 @@
 """What is queued is published, whatever the relays do."""
 
+from contextlib import asynccontextmanager
+
+import structlog
 import trio
 
-from bot.server.outbox import drain
+from bot.server.outbox import STRANGERS_TRIES, TRIES, Outbox, Strangers
 from bot.server.outlet import Outlet
 from nips.filters import Filter
-from tests.relay.conftest import note, pool, relay
+from tests.relay.conftest import eventually, note, pool, relay
+
+DEAD = "ws://127.0.0.1:1"
+
+
+class Relays:
+    """An outlet on which relays are ours or strangers', and take events, refuse them, or never answer."""
+
+    def __init__(self, ours=(), refusing=(), hanging=()):
+        self.ours, self.refusing, self.hanging = set(ours), set(refusing), set(hanging)
+        self.has, self.visits, self.most_at_once = [], [], 0
+        self.at_once = 0
+
+    def is_ours(self, url):
+        return url in self.ours
+
+    async def deliver(self, event, urls):
+        missing = {}
+        for url in urls:
+            self.visits.append(url)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            try:
+                if url in self.hanging:
+                    await trio.sleep(15)
+                if url in self.refusing | self.hanging:
+                    missing[url] = "no"
+                else:
+                    self.has.append((event.content, url))
+            finally:
+                self.at_once -= 1
+        return missing
+
+
+@asynccontextmanager
+async def outbox(world, outlet, **bounds):
+    async with trio.open_nursery() as nursery:
+        yield Outbox(world.store, outlet, world.clock, Strangers(outlet, nursery, **bounds))
+        nursery.cancel_scope.cancel()
+
+
+async def queue(world, content, urls):
+    event = note(content=content)
+    await world.store.write(lambda tx: tx.enqueue(event, urls, world.clock.now()))
+
+
+async def queued(world):
+    items = await world.store.read(lambda tx: tx.outbox(world.clock.now() + 700, 1_000))
+    return [item.relay_urls for item in items]
 
 
 async def test_what_is_queued_is_published_until_every_relay_has_it(world):
     async with relay() as (server, url), pool(url) as client:
-        dead = "ws://127.0.0.1:1"
-        client.add(dead)
+        client.add(DEAD)
         await trio.sleep(0.1)
-        event = note(content="queued")
-        await world.store.write(lambda tx: tx.enqueue(event, [url, dead], world.clock.now()))
-        outlet = Outlet(client, None, ())
-        assert 1 == await drain(world.store, outlet, world.clock)
-        assert ["queued"] == [e.content for e in server.query([Filter()])]
-        world.clock.advance(5)
-        left = await world.store.read(lambda tx: tx.outbox(world.clock.now(), 10))
-        assert [(dead,)] == [item.relay_urls for item in left]
-        world.clock.advance(7 * 3_600)
-        await drain(world.store, outlet, world.clock)
-        assert [] == await world.store.read(
-            lambda tx: tx.outbox(world.clock.now() + 10_000, 10)
-        ), "given up at last"
+        await queue(world, "queued", [url, DEAD])
+        async with outbox(world, Outlet(client, None, ())) as box:
+            assert await box.drain() == 1
+            assert ["queued"] == [e.content for e in server.query([Filter()])]
+            world.clock.advance(5)
+            assert await queued(world) == [(DEAD,)]
+            for _ in range(TRIES):
+                world.clock.advance(600)
+                await box.drain()
+            assert await queued(world) == [], "given up at last"
+
+
+async def test_a_clock_that_jumps_ahead_gives_nothing_up(world):
+    relays = Relays(ours=["ours"], refusing=["ours"])
+    await queue(world, "x", ["ours"])
+    async with outbox(world, relays) as box:
+        for _ in range(3):
+            world.clock.advance(86_400)
+            await box.drain()
+
+    assert await queued(world) == [("ours",)]
+
+
+async def test_dead_relays_of_strangers_do_not_delay_our_own(world, autojump_clock):
+    """100 zaps, each naming a dead relay, and then an announcement of ours."""
+    relays = Relays(ours=["ours"], hanging=[f"wss://dead{n % 50}.example" for n in range(100)])
+    for n in range(100):
+        await queue(world, f"receipt {n}", ["ours", f"wss://dead{n % 50}.example"])
+    async with outbox(world, relays) as box:
+        await box.drain()
+        await queue(world, "announcement", ["ours"])
+        started = trio.current_time()
+        await box.drain()
+
+        assert trio.current_time() - started < 1
+        assert len(relays.has) == 101
+        assert relays.has[-1] == ("announcement", "ours")
+        for _ in range(20):
+            await trio.sleep(60)
+            world.clock.advance(600)
+            await box.drain()
+        assert await queued(world) == [], "given up"
+        assert 8 <= relays.most_at_once <= 17
+        assert relays.visits.count("wss://dead0.example") <= 2 * STRANGERS_TRIES
+
+
+async def test_a_strangers_relay_that_works_gets_it_among_dead_ones(world, autojump_clock):
+    dead = [f"wss://dead{n}.example" for n in range(20)]
+    relays = Relays(ours=["ours"], hanging=dead)
+    await queue(world, "receipt", ["ours", *dead, "wss://good.example"])
+    async with outbox(world, relays) as box:
+        for _ in range(4):
+            await box.drain()
+            await trio.sleep(20)
+            world.clock.advance(20)
+
+        assert ("receipt", "wss://good.example") in relays.has
+        assert relays.visits.count("wss://good.example") == 1, "once it has it, it is left alone"
+        assert len(await queued(world)) == 1
+
+
+async def test_one_host_gets_its_share_of_places_only(world, autojump_clock):
+    many = [f"wss://one.example/{n}" for n in range(20)]
+    relays = Relays(hanging=many)
+    for url in [*many, "wss://other.example"]:
+        await queue(world, "receipt", [url])
+    async with outbox(world, relays, at_once=8, most_per_host=4) as box:
+        await box.drain()
+        await trio.sleep(1)
+
+        assert len(relays.visits) == 5
+        assert "wss://other.example" in relays.visits
+        await trio.sleep(15)
+        world.clock.advance(20)
+        await box.drain()
+        await trio.sleep(1)
+        assert len(relays.visits) == 9, "the places are given back"
+
+
+async def test_places_in_all_are_bounded(world, autojump_clock):
+    dead = [f"wss://dead{n}.example" for n in range(50)]
+    relays = Relays(hanging=dead)
+    await queue(world, "receipt", dead)
+    async with outbox(world, relays, at_once=4, most_waiting=10) as box:
+        await box.drain()
+        await trio.sleep(100)
+
+    assert (len(relays.visits), relays.most_at_once) == (10, 4)
+
+
+async def test_one_items_surprise_does_not_hold_up_the_others(world):
+    relays = Relays(ours=["ours"])
+    await queue(world, "breaks", ["ours"])
+    await queue(world, "fine", ["ours"])
+    deliver = relays.deliver
+
+    async def surprising(event, urls):
+        if event.content == "breaks":
+            raise RuntimeError("boom")
+        return await deliver(event, urls)
+
+    relays.deliver = surprising
+    with structlog.testing.capture_logs() as lines:
+        async with outbox(world, relays) as box:
+            await box.drain()
+
+    assert [("fine", "ours")] == relays.has
+    assert ["outbox item failed"] == [line["event"] for line in lines]
+    assert await queued(world) == [("ours",)]
+
+
+async def test_the_lane_survives_a_surprise(world):
+    relays = Relays()
+
+    async def surprising(event, urls):
+        relays.visits += urls
+        if urls:
+            raise RuntimeError("boom")
+        return {}
+
+    relays.deliver = surprising
+    await queue(world, "x", ["wss://one.example", "wss://two.example"])
+    with structlog.testing.capture_logs():
+        async with outbox(world, relays) as box:
+            await box.drain()
+            await eventually(lambda: len(relays.visits) == 2)
+            world.clock.advance(10)
+            await box.drain()
+            await eventually(lambda: len(relays.visits) == 4)
