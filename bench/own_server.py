@@ -36,11 +36,13 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = RelayServer(clock, name="bench", pubkey=key.pubkey, limits=limits)
         pool = RelayPool(clock)
-        seen = SeenStore(Path(folder) / "seen.sqlite")
+        seen, refused = (
+            SeenStore(Path(folder) / name, clock, most=10**9) for name in ("seen", "refused")
+        )
         context = make_context(None, None, None, clock, key=key)
         built = SimpleNamespace(
-            ctx=context, relay=server, pool=pool, seen=seen,
-            inbox=Inbox(key.pubkey, seen, policy), outlet=Outlet(pool, server, ()),
+            ctx=context, relay=server, pool=pool, config=SimpleNamespace(inbox=policy),
+            inbox=Inbox(key.pubkey, seen, refused, policy), outlet=Outlet(pool, server, ()),
         )  # fmt: skip
         send, receive = trio.open_memory_channel(4_096)
         server.listen(intake.feed(built, send))

@@ -18,6 +18,7 @@ from handlers.context import Policy
 from nips.errors import BadKey
 from nips.nip11 import RelayLimits
 from nips.nip47 import WalletUri, parse_uri
+from nips.relay_url import normal_url, parse_relay_url_untrusted
 
 T = TypeVar("T")
 
@@ -50,6 +51,10 @@ class RelaysConfig:
     # How others reach the embedded relay; default ws://host:port
     embedded_url: str | None = None
     embedded_limits: RelayLimits = RelayLimits()
+
+    def __post_init__(self) -> None:
+        urls = (normal_url(parse_relay_url_untrusted(url)) for url in self.urls)
+        object.__setattr__(self, "urls", tuple(dict.fromkeys(urls)))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from handlers.domain.meter import Ended, Meter, Run
 from handlers.domain.plan import Found
 from handlers.domain.quote import Quote
 from handlers.records import Container, InvoiceRecord, OutboxItem, Outgoing, PublishedPort
-from nips.event import Event
+from nips.event import Event, VerifiedEvent
 from nips.filters import Filter
 from nips.keys import SecretKey
 
@@ -295,9 +295,11 @@ class Attester(Protocol):
 
 
 class Events(Protocol):
-    """Events that relays hold. What comes was checked for id and signature, and for nothing else."""
+    """Events that relays hold. Their ids and signatures were checked, and nothing else."""
 
-    async def find(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> list[Event]: ...
+    async def find(
+        self, filters: Sequence[Filter], relay_urls: Sequence[str]
+    ) -> list[VerifiedEvent]: ...
 
 
 class Clock(Protocol):

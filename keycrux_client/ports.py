@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from nips.event import Event
+from nips.event import Event, VerifiedEvent
 from nips.filters import Filter
 
 
@@ -30,11 +30,11 @@ class Relays(Protocol):
     async def ask(
         self,
         url: str,
-        request: Event,
+        request: VerifiedEvent,
         answers: Filter,
-        is_reply: Callable[[Event], bool],
+        is_reply: Callable[[VerifiedEvent], bool],
         within_s: float,
-    ) -> Event | None: ...
+    ) -> VerifiedEvent | None: ...
 
 
 class Clock(Protocol):

@@ -1,13 +1,14 @@
 """The signed event (NIP-01): structure, id, signature, JSON.
 
-`parse_event_untrusted` checks the shape, `verify_event` the id and the signature. Only what passed
-both may be acted on.
+`parse_event_untrusted` checks the shape and gives an `Event`, `verify_event` the id and the signature and
+gives a `VerifiedEvent`. Only the latter may be acted on, and whatever acts takes that type alone.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Never, final
 
 import orjson
 
@@ -22,9 +23,12 @@ MAX_TAGS = 2_000
 _HEX = frozenset("0123456789abcdef")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Event:
-    """A Nostr event; ``id``, ``pubkey`` and ``sig`` are lower-case hex, ``created_at`` Unix seconds."""
+    """A Nostr event; ``id``, ``pubkey`` and ``sig`` are lower-case hex, ``created_at`` Unix seconds.
+
+    Two are equal when all seven fields are, whether they were verified or not.
+    """
 
     id: str
     pubkey: str
@@ -51,6 +55,12 @@ class Event:
             "sig": self.sig,
         }
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Event) and self.as_dict() == other.as_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.sig))
+
     def tag(self, name: str) -> str | None:
         """The value of the first tag with that name."""
         return next((t[1] for t in self.tags if t[0] == name and len(t) > 1), None)
@@ -64,6 +74,21 @@ class Event:
         return any(t[0] == name for t in self.tags)
 
 
+@final
+class VerifiedEvent(Event):
+    """An event whose id and signature hold. `verify_event` and `sign_event` make it, and nothing else can."""
+
+    def __init__(self, _: Never) -> None:
+        raise TypeError("only verify_event and sign_event make a VerifiedEvent")
+
+
+def _verified(event: Event) -> VerifiedEvent:
+    made = object.__new__(VerifiedEvent)
+    # With the JSON, where it was made already.
+    made.__dict__.update(event.__dict__)
+    return made
+
+
 def event_id(pubkey: str, created_at: int, kind: int, tags: Tags, content: str) -> bytes:
     """SHA-256 over the canonical array of NIP-01. orjson's escapes are exactly those of the NIP."""
     return hashlib.sha256(orjson.dumps([0, pubkey, created_at, kind, tags, content])).digest()
@@ -71,7 +96,7 @@ def event_id(pubkey: str, created_at: int, kind: int, tags: Tags, content: str) 
 
 def sign_event(
     key: SecretKey, kind: int, content: str, tags: Iterable[Sequence[str]], created_at: int
-) -> Event:
+) -> VerifiedEvent:
     """Build and sign an event. Raises `BadEvent` for text that is not valid UTF-8."""
     frozen = tuple(tuple(tag) for tag in tags)
     try:
@@ -79,7 +104,7 @@ def sign_event(
     except orjson.JSONEncodeError as error:
         raise BadEvent("content is not valid UTF-8") from error
     sig = key.sign(digest).hex()
-    return Event(digest.hex(), key.pubkey, created_at, kind, frozen, content, sig)
+    return _verified(Event(digest.hex(), key.pubkey, created_at, kind, frozen, content, sig))
 
 
 def parse_event_untrusted(value: object) -> Event:
@@ -113,8 +138,13 @@ def parse_event_json_untrusted(text: str | bytes) -> Event:
         raise BadEvent("not JSON") from error
 
 
-def verify_event(event: Event) -> None:
-    """Raise `BadEvent` unless the id is the hash of the content and the signature is the author's."""
+def verify_event(event: Event) -> VerifiedEvent:
+    """The same event, its id the hash of its fields and its signature the author's. Raises `BadEvent`.
+
+    What was verified before is not computed again.
+    """
+    if isinstance(event, VerifiedEvent):
+        return event
     try:
         digest = event_id(event.pubkey, event.created_at, event.kind, event.tags, event.content)
     except orjson.JSONEncodeError as error:
@@ -123,6 +153,7 @@ def verify_event(event: Event) -> None:
         raise BadEvent("id is not the hash of the event")
     if not crypto.schnorr_verify(event.pubkey, digest, bytes.fromhex(event.sig)):
         raise BadEvent("signature does not hold")
+    return _verified(event)
 
 
 def _hex(value: object, length: int, name: str) -> str:

@@ -66,11 +66,16 @@ class EventMessage:
 
 @dataclass(frozen=True)
 class OkMessage:
-    """Relay: what became of the event you published."""
+    """Relay: what became of the event you published. ``arrived`` is the one reading of it."""
 
     event_id: str
     accepted: bool
     reason: str
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the relay has it. NIP-01: a duplicate has arrived, whatever the flag says."""
+        return self.accepted or self.reason.lower().startswith("duplicate:")
 
 
 @dataclass(frozen=True)
@@ -139,21 +144,25 @@ def decode_client_untrusted(frame: str | bytes) -> ClientMessage:
 
 
 def decode_relay_untrusted(frame: str | bytes) -> RelayMessage:
-    """What a relay says, from one frame. Raises `BadMessage`."""
+    """What a relay says, from one frame. Raises `BadMessage`.
+
+    Relays leave out reasons, send null for them, and add elements of their own: where the meaning is plain,
+    it is taken.
+    """
     match _array(frame):
-        case ["EVENT", str(sub_id), event]:
+        case ["EVENT", str(sub_id), event, *_]:
             return EventMessage(sub_id, _event(event))
-        case ["OK", str(event_id), bool(accepted), str(reason)]:
-            return OkMessage(event_id, accepted, reason)
-        case ["EOSE", str(sub_id)]:
+        case ["OK", str(event_id), bool(accepted), *rest]:
+            return OkMessage(event_id, accepted, _reason(rest))
+        case ["EOSE", str(sub_id), *_]:
             return EoseMessage(sub_id)
-        case ["CLOSED", str(sub_id), str(reason)]:
-            return ClosedMessage(sub_id, reason)
-        case ["NOTICE", str(text)]:
-            return NoticeMessage(text)
-        case ["AUTH", str(challenge)]:
+        case ["CLOSED", str(sub_id), *rest]:
+            return ClosedMessage(sub_id, _reason(rest))
+        case ["NOTICE", *rest]:
+            return NoticeMessage(_reason(rest))
+        case ["AUTH", str(challenge), *_]:
             return AuthChallenge(challenge)
-        case ["COUNT", str(sub_id), {"count": int(count)}]:
+        case ["COUNT", str(sub_id), {"count": int(count)}, *_]:
             return CountResult(sub_id, count)
         case _:
             raise BadMessage("not a message of NIP-01")
@@ -208,6 +217,10 @@ def _array(frame: str | bytes) -> list[object]:
     if not isinstance(value, list):
         raise BadMessage("a message is a JSON array")
     return value
+
+
+def _reason(rest: list[object]) -> str:
+    return rest[0] if rest and isinstance(rest[0], str) else ""
 
 
 def _event(value: object) -> Event:

@@ -1,6 +1,5 @@
 """NIP-10: which note a note answers, and how an answer is tagged."""
 
-from nips import kinds
 from nips.crypto import is_pubkey
 from nips.event import Event, Tag
 
@@ -14,11 +13,6 @@ def thread_root(note: Event) -> str:
         return marked[0][1]
     replies = note.tag_values("e")
     return replies[0] if replies else note.id
-
-
-def is_reply(note: Event) -> bool:
-    """Whether the note answers another one."""
-    return note.kind == kinds.NOTE and note.has_tag("e")
 
 
 def reply_tags(parent: Event, relay_url: str) -> list[Tag]:

@@ -10,13 +10,20 @@ import orjson
 
 from nips import kinds, nip44
 from nips.errors import BadCiphertext, BadEvent, BadInput
-from nips.event import Event, event_id, parse_event_json_untrusted, sign_event, verify_event
+from nips.event import (
+    Event,
+    VerifiedEvent,
+    event_id,
+    parse_event_json_untrusted,
+    sign_event,
+    verify_event,
+)
 from nips.keys import SecretKey
 
 TWO_DAYS_S = 2 * 24 * 3600
 
 
-def wrap_message(author: SecretKey, receiver: str, text: str, now: int) -> Event:
+def wrap_message(author: SecretKey, receiver: str, text: str, now: int) -> VerifiedEvent:
     """A kind-1059 event for ``receiver``. Outer times are random within two days, the rumor's is true."""
     tags = (("p", receiver),)
     rumor = {

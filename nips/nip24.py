@@ -3,11 +3,13 @@
 import orjson
 
 from nips import kinds
-from nips.event import Event, sign_event
+from nips.event import VerifiedEvent, sign_event
 from nips.keys import SecretKey
 
 
-def build_profile(key: SecretKey, *, name: str, about: str, lud16: str | None, now: int) -> Event:
+def build_profile(
+    key: SecretKey, *, name: str, about: str, lud16: str | None, now: int
+) -> VerifiedEvent:
     """``lud16`` is a lightning address."""
     profile: dict[str, object] = {"name": name, "about": about, "bot": True}
     if lud16 is not None:

@@ -2,13 +2,13 @@
 
 from nips import kinds
 from nips.errors import BadEvent
-from nips.event import Event, sign_event, verify_event
+from nips.event import Event, VerifiedEvent, sign_event, verify_event
 from nips.keys import SecretKey
 
 MAX_AGE_S = 600
 
 
-def answer(key: SecretKey, relay_url: str, challenge: str, now: int) -> Event:
+def answer(key: SecretKey, relay_url: str, challenge: str, now: int) -> VerifiedEvent:
     """The client's signed answer to a challenge."""
     return sign_event(
         key, kinds.CLIENT_AUTH, "", [("relay", relay_url), ("challenge", challenge)], now

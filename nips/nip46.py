@@ -8,7 +8,14 @@ import orjson
 from nips import kinds, nip44
 from nips.crypto import is_pubkey
 from nips.errors import BadEvent, BadKey, BadRequest
-from nips.event import Event, Tag, parse_event_json_untrusted, sign_event, verify_event
+from nips.event import (
+    Event,
+    Tag,
+    VerifiedEvent,
+    parse_event_json_untrusted,
+    sign_event,
+    verify_event,
+)
 from nips.keys import SecretKey
 from nips.relay_url import parse_relay_url_untrusted
 
@@ -50,7 +57,7 @@ def parse_bunker_uri(text: str) -> BunkerUri:
 
 def build_request(
     key: SecretKey, signer: str, request_id: str, method: str, params: list[str], now: int
-) -> Event:
+) -> VerifiedEvent:
     """Our side; ``params`` are strings, as the NIP has it."""
     body = orjson.dumps({"id": request_id, "method": method, "params": params}).decode()
     content = nip44.encrypt(key, signer, body)
@@ -78,10 +85,9 @@ def unsigned_event_json(kind: int, content: str, tags: list[Tag], created_at: in
 
 def open_signed_untrusted(
     text: str, pubkey: str, kind: int, content: str, tags: list[Tag], created_at: int
-) -> Event:
+) -> VerifiedEvent:
     """The signed event, if it is the one that was asked for. Raises `BadEvent`."""
-    event = parse_event_json_untrusted(text)
-    verify_event(event)
+    event = verify_event(parse_event_json_untrusted(text))
     asked = (pubkey, kind, content, tuple(tags), created_at)
     if asked != (event.pubkey, event.kind, event.content, event.tags, event.created_at):
         raise BadEvent("the bunker signed something else than was asked for")

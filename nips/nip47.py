@@ -12,7 +12,7 @@ import orjson
 
 from nips import kinds, nip04, nip44
 from nips.errors import BadCiphertext, BadKey, BadRequest
-from nips.event import Event, Tag, sign_event
+from nips.event import Event, Tag, VerifiedEvent, sign_event
 from nips.keys import SecretKey
 
 
@@ -96,7 +96,7 @@ def build_request(
     now: int,
     valid_s: int,
     use_nip44: bool,
-) -> Event:
+) -> VerifiedEvent:
     """A 23194 event. After ``valid_s`` the wallet must ignore it, which bounds what UNKNOWN can mean."""
     text = orjson.dumps({"method": method, "params": params}).decode()
     tags: list[Tag] = [("p", wallet_pubkey), ("expiration", str(now + valid_s))]

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from nips import kinds
 from nips.errors import BadInput, BadRequest
-from nips.event import Event, Tag, parse_event_json_untrusted, sign_event, verify_event
+from nips.event import (
+    Event,
+    Tag,
+    VerifiedEvent,
+    parse_event_json_untrusted,
+    sign_event,
+    verify_event,
+)
 from nips.keys import SecretKey
 from nips.relay_url import BadRelayUrl, parse_relay_url_untrusted
 
@@ -63,7 +70,7 @@ def parse_zap_request_untrusted(raw: str, *, recipient: str, amount_msat: int) -
 
 def build_zap_receipt(
     key: SecretKey, request: ZapRequest, *, bolt11: str, preimage: str | None, paid_at: int
-) -> Event:
+) -> VerifiedEvent:
     """The 9735 event, signed by the LNURL provider's key."""
     tags: list[Tag] = [t for t in request.event.tags if t[0] in ("p", "e", "a", "k")]
     tags += [("P", request.event.pubkey), ("bolt11", bolt11), ("description", request.raw)]

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 from nips import kinds
-from nips.event import Event, sign_event
+from nips.event import VerifiedEvent, sign_event
 from nips.keys import SecretKey
 
 
-def build_relay_list(key: SecretKey, relay_urls: Sequence[str], now: int) -> Event:
+def build_relay_list(key: SecretKey, relay_urls: Sequence[str], now: int) -> VerifiedEvent:
     """Where this key reads and writes."""
     return sign_event(key, kinds.RELAY_LIST, "", [("r", url) for url in relay_urls], now)
 
 
-def build_dm_relay_list(key: SecretKey, relay_urls: Sequence[str], now: int) -> Event:
+def build_dm_relay_list(key: SecretKey, relay_urls: Sequence[str], now: int) -> VerifiedEvent:
     """Where this key receives private messages."""
     return sign_event(key, kinds.DM_RELAY_LIST, "", [("relay", url) for url in relay_urls], now)

@@ -6,7 +6,7 @@ import orjson
 
 from nips import nip44
 from nips.errors import BadRequest
-from nips.event import Event, sign_event
+from nips.event import Event, VerifiedEvent, sign_event
 from nips.keys import SecretKey
 
 MAX_ID = 256
@@ -32,7 +32,7 @@ class RpcReply:
     error: str | None
 
 
-def open_request_untrusted(key: SecretKey, event: Event) -> RpcRequest:
+def open_request_untrusted(key: SecretKey, event: VerifiedEvent) -> RpcRequest:
     """Raises `BadCiphertext` when it is not for us, `BadRequest` when it is not a request."""
     value = _loads(nip44.decrypt_untrusted(key, event.pubkey, event.content))
     match value:
@@ -48,14 +48,16 @@ def open_request_untrusted(key: SecretKey, event: Event) -> RpcRequest:
             raise BadRequest("a request is {id: string, method: string, params: object}")
 
 
-def build_request(key: SecretKey, kind: int, service: str, request: RpcRequest, now: int) -> Event:
+def build_request(
+    key: SecretKey, kind: int, service: str, request: RpcRequest, now: int
+) -> VerifiedEvent:
     """The caller's side."""
     body = {"id": request.rpc_id, "method": request.method, "params": request.params}
     content = nip44.encrypt(key, service, orjson.dumps(body).decode())
     return sign_event(key, kind, content, [("p", service)], now)
 
 
-def build_reply(key: SecretKey, to: Event, reply: RpcReply, now: int) -> Event:
+def build_reply(key: SecretKey, to: VerifiedEvent, reply: RpcReply, now: int) -> VerifiedEvent:
     """The service's side. A result beyond NIP-44's limit becomes an error, not a crash."""
     body: dict[str, object] = {"id": reply.rpc_id}
     if reply.error is None:

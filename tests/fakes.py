@@ -32,6 +32,11 @@ DIGEST = "sha256:" + "ab" * 32
 IMAGE_ID = "cd" * 32
 
 
+def altered(event: Event, **changes: object) -> Event:
+    """The event as a forger would pass it on: other fields, the old id and signature."""
+    return Event(**(event.as_dict() | changes))
+
+
 @dataclass
 class FakeClock:
     """Wall and boot time that only move when told."""

@@ -57,7 +57,7 @@ async def relay_of(world, *, answers=True, tamper=None):
     async with trio.open_nursery() as nursery:
 
         async def answer(event):
-            reply = await rpc.answer(world.ctx, event, rate_limited=False)
+            reply = await rpc.answer(world.ctx, event)
             server.publish(tamper(event, reply) if tamper else reply)
 
         def listener(event):

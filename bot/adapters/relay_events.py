@@ -13,8 +13,9 @@ from bot.adapters.guarded_network import resolve_public
 from bot.relay.courier import REPEAT_S, ask, fetch
 from bot.relay.server import RelayServer
 from bot.relay.websocket import FindAddress
-from nips.event import Event
+from nips.event import VerifiedEvent
 from nips.filters import Filter
+from nips.relay_url import normal_url
 
 MAX_AT_ONCE = 16
 MAX_RELAYS = 8
@@ -24,7 +25,7 @@ MAX_RELAYS = 8
 class Found:
     """`keycrux_client.ports.Found`."""
 
-    events: tuple[Event, ...]
+    events: tuple[VerifiedEvent, ...]
     silent: tuple[str, ...]
 
 
@@ -37,19 +38,21 @@ class RelayEvents:
         embedded: RelayServer | None = None,
         embedded_urls: Sequence[str] = (),
     ) -> None:
-        self._trusted = frozenset(url.rstrip("/") for url in trusted_urls)
+        self._trusted = frozenset(map(normal_url, trusted_urls))
         self._embedded = embedded
-        self._embedded_urls = frozenset(url.rstrip("/") for url in embedded_urls)
+        self._embedded_urls = frozenset(map(normal_url, embedded_urls))
         self._at_once = trio.CapacityLimiter(MAX_AT_ONCE)
 
-    async def find(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> list[Event]:
+    async def find(
+        self, filters: Sequence[Filter], relay_urls: Sequence[str]
+    ) -> list[VerifiedEvent]:
         """The newest first, from the first `MAX_RELAYS` of these; one that does not answer is left out."""
         return list((await self.search(filters, relay_urls)).events)
 
     async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> "Found":
         """As `find`, and which relays did not say all that they have."""
-        urls = list(dict.fromkeys(url.rstrip("/") for url in relay_urls))
-        found: dict[str, Event] = {}
+        urls = list({normal_url(url): url for url in relay_urls}.values())
+        found: dict[str, VerifiedEvent] = {}
         silent: list[str] = urls[MAX_RELAYS:]
 
         async def look(url: str) -> None:
@@ -64,8 +67,10 @@ class RelayEvents:
         events = sorted(found.values(), key=lambda event: (-event.created_at, event.id))
         return Found(tuple(events), tuple(silent))
 
-    async def _ask_one(self, url: str, filters: Sequence[Filter]) -> tuple[list[Event], bool]:
-        if url in self._embedded_urls and self._embedded is not None:
+    async def _ask_one(
+        self, url: str, filters: Sequence[Filter]
+    ) -> tuple[list[VerifiedEvent], bool]:
+        if normal_url(url) in self._embedded_urls and self._embedded is not None:
             return self._embedded.query(filters), True
         async with self._at_once:
             return await fetch(url, filters, find_address=self._guard(url))
@@ -73,12 +78,12 @@ class RelayEvents:
     async def ask(
         self,
         url: str,
-        request: Event,
+        request: VerifiedEvent,
         answers: Filter,
-        is_reply: Callable[[Event], bool],
+        is_reply: Callable[[VerifiedEvent], bool],
         within_s: float,
         repeat_s: float | None = REPEAT_S,
-    ) -> Event | None:
+    ) -> VerifiedEvent | None:
         """The reply to a request, or None."""
         guard = self._guard(url)
         async with self._at_once:
@@ -93,4 +98,4 @@ class RelayEvents:
             )
 
     def _guard(self, url: str) -> FindAddress | None:
-        return None if url.rstrip("/") in self._trusted else resolve_public
+        return None if normal_url(url) in self._trusted else resolve_public

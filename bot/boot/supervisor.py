@@ -14,14 +14,18 @@ from pathlib import Path
 import structlog
 import trio
 
+from bot.latch import Latch
+
 log = structlog.get_logger()
 PROBE_S = 0.05
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.2, 2.0
+MOST_FIRST_TRIES = 4
 
 
 @dataclass(frozen=True)
 class Program:
-    """``ready`` is probed until it says True; ``after`` names programs that must be ready before."""
+    """``ready`` is probed until it says True, and may raise before; ``after`` names programs that must be ready
+    before this one is started."""
 
     name: str
     command: Sequence[str]
@@ -35,7 +39,11 @@ class Program:
 @dataclass
 class _Running:
     program: Program
-    up: trio.Event = field(default_factory=trio.Event)
+    # Open while it runs and is ready.
+    up: Latch = field(default_factory=Latch)
+    # It was ready for the first time, or ``problem`` says why it never was.
+    settled: trio.Event = field(default_factory=trio.Event)
+    problem: str | None = None
     stopping: trio.Event = field(default_factory=trio.Event)
     down: trio.Event = field(default_factory=trio.Event)
     process: trio.Process | None = None
@@ -43,7 +51,7 @@ class _Running:
 
 
 class ProgramFailed(Exception):
-    """A program ended before it was ever ready; the message holds the end of its output."""
+    """A program was never ready: it is not there, or it ended each time. The message says which and why."""
 
 
 class Supervisor:
@@ -69,11 +77,9 @@ class Supervisor:
         for other in program.after:
             await self._running[other].up.wait()
         nursery.start_soon(self._keep_running, running)
-        while not running.up.is_set():
-            if running.restarts > 3:
-                raise ProgramFailed(f"{program.name} does not start: {self._last_words(program)}")
-            with trio.move_on_after(PROBE_S):
-                await running.up.wait()
+        await running.settled.wait()
+        if running.problem is not None:
+            raise ProgramFailed(f"{program.name} does not start: {running.problem}")
 
     async def stop(self) -> None:
         """Stop everything, dependents first; returns when all are down."""
@@ -99,31 +105,38 @@ class Supervisor:
         try:
             while not running.stopping.is_set():
                 started = trio.current_time()
-                await self._run_once(running)
+                cannot = await self._run_once(running)
                 if running.stopping.is_set():
                     return
                 running.restarts += 1
+                # What is not there at first will not come; what was there may.
+                if not running.settled.is_set() and (
+                    cannot or running.restarts >= MOST_FIRST_TRIES
+                ):
+                    running.problem = cannot or self._last_words(running.program)
+                    return
                 backoff_s = (
                     BACKOFF_FIRST_S
                     if trio.current_time() - started > BACKOFF_MOST_S
                     else min(backoff_s * 2, BACKOFF_MOST_S)
                 )
-                log.warning("program ended", program=running.program.name, retry_s=backoff_s)
+                log.warning(
+                    "program ended", program=running.program.name, retry_s=backoff_s, cannot=cannot
+                )
                 with trio.move_on_after(backoff_s):
                     await running.stopping.wait()
         finally:
+            if not running.settled.is_set():
+                running.problem = running.problem or "it was stopped before"
+                running.settled.set()
             running.down.set()
 
-    async def _run_once(self, running: _Running) -> None:
-        program = running.program
-        with (self._log_dir / f"{program.name}.log").open("ab") as output:
-            process = await trio.lowlevel.open_process(
-                list(program.command),
-                stdin=subprocess.PIPE if program.holds_stdin else subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+    async def _run_once(self, running: _Running) -> str | None:
+        """Until it ends; or why it could not be started."""
+        try:
+            process = await self._open(running.program)
+        except OSError as error:
+            return f"{error.strerror}: {error.filename}"
         running.process = process
         try:
             async with trio.open_nursery() as nursery:
@@ -132,15 +145,36 @@ class Supervisor:
                 await process.wait()
                 nursery.cancel_scope.cancel()
         finally:
+            running.up.shut()
             _signal_group(process, signal.SIGKILL)
             with trio.CancelScope(shield=True):
                 await process.wait()
+        return None
+
+    async def _open(self, program: Program) -> trio.Process:
+        with (self._log_dir / f"{program.name}.log").open("ab") as output:
+            return await trio.lowlevel.open_process(
+                list(program.command),
+                stdin=subprocess.PIPE if program.holds_stdin else subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
 
     async def _probe(self, running: _Running) -> None:
-        ready = running.program.ready
-        while ready is not None and not await ready():  # noqa: ASYNC110 - another process has no event
+        ready, told = running.program.ready, False
+        while ready is not None:
+            try:
+                if await ready():
+                    break
+            except Exception:
+                # What it asks may not be there yet.
+                if not told:
+                    log.exception("probe failed", program=running.program.name)
+                told = True
             await trio.sleep(PROBE_S)
-        running.up.set()
+        running.up.open()
+        running.settled.set()
 
     async def _end_when_told(self, running: _Running, process: trio.Process) -> None:
         await running.stopping.wait()

@@ -21,7 +21,7 @@ from bot.relay.pool import RelayPool
 from handlers.proof import Proof
 from nips import kinds
 from nips.errors import BadCiphertext, BadInput
-from nips.event import Event, sign_event, verify_event
+from nips.event import VerifiedEvent, sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.rpc import RpcReply, RpcRequest, build_reply, open_request_untrusted
@@ -46,7 +46,7 @@ class KeycruxService:
         self._seen: set[str] = set()
         self._started_at = clock.now()
 
-    def answer(self, event: Event) -> Event | None:
+    def answer(self, event: VerifiedEvent) -> VerifiedEvent | None:
         """The reply, once per request; None for what is not one."""
         # Old ones may be replays from before a restart, when what was seen was known.
         fresh = abs(event.created_at - self._now) <= WINDOW_S
@@ -54,7 +54,6 @@ class KeycruxService:
             return None
         self._seen.add(event.id)
         try:
-            verify_event(event)
             request = open_request_untrusted(self.key, event)
         except BadCiphertext:
             return None
@@ -66,14 +65,14 @@ class KeycruxService:
     def _now(self) -> int:
         return self._clock.now()
 
-    def _reply(self, event: Event, request: RpcRequest) -> RpcReply:
+    def _reply(self, event: VerifiedEvent, request: RpcRequest) -> RpcReply:
         try:
             result = self._result(event, request.method, request.params)
         except (KeycruxError, BadInput) as error:
             return RpcReply(request.rpc_id, None, str(error))
         return RpcReply(request.rpc_id, result, None)
 
-    def _result(self, event: Event, method: str, params: dict[str, Any]) -> object:
+    def _result(self, event: VerifiedEvent, method: str, params: dict[str, Any]) -> object:
         match method:
             case "ping":
                 return "pong"
@@ -100,7 +99,7 @@ def _document(params: dict[str, Any]) -> bytes:
 
 async def announcement(
     service: KeycruxService, proof: Proof, repo: str, relay_url: str, now: int
-) -> Event:
+) -> VerifiedEvent:
     """13793, as any service in an enclave has it."""
     tags = [
         ("r", repo),
@@ -120,8 +119,8 @@ async def serve(service: KeycruxService, proof: Proof, relay_url: str, repo: str
     clock = SystemClock()
     pool = RelayPool(clock, auth_key=service.key, policy=PATIENCE)
     us = {"p": frozenset({service.key.pubkey})}
-    wanted = Filter(kinds=frozenset({kinds.KEYCRUX_RPC}), tags=us, since=clock.now() - WINDOW_S)
-    pool.subscribe("keycrux", [wanted])
+    wanted = Filter(kinds=frozenset({kinds.KEYCRUX_RPC}), tags=us)
+    pool.subscribe("keycrux", [wanted], back_s=WINDOW_S)
 
     async def announce() -> None:
         while True:

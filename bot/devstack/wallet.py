@@ -19,7 +19,7 @@ from bot.relay.pool import RelayPool
 from nips import kinds
 from nips.crypto import is_pubkey
 from nips.errors import BadInput
-from nips.event import Event, sign_event, verify_event
+from nips.event import VerifiedEvent, sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip04 import is_nip04
@@ -85,20 +85,17 @@ class WalletService:
 
     async def run(self) -> None:
         us = {"p": frozenset({self._key.pubkey})}
-        since = self._clock.now() - 60
-        self._pool.subscribe(
-            "wallet", [Filter(kinds=frozenset({kinds.WALLET_REQUEST}), tags=us, since=since)]
-        )
+        wanted = Filter(kinds=frozenset({kinds.WALLET_REQUEST}), tags=us)
+        self._pool.subscribe("wallet", [wanted], back_s=60)
         while True:
             event = (await self._pool.receive()).event
             if event.id not in self._seen and not is_expired(event, self._clock.now()):
                 self._seen.add(event.id)
                 await self._answer(event)
 
-    async def _answer(self, event: Event) -> None:
+    async def _answer(self, event: VerifiedEvent) -> None:
         use_nip44 = not is_nip04(event.content)
         try:
-            verify_event(event)
             method, params = open_request_untrusted(self._key, event)
         except BadInput:
             return

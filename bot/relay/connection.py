@@ -6,25 +6,28 @@ Rules, each learnt from a way in which relays fail:
   a reconnect, after a back-off with jitter so that a fleet does not return all at once.
 - A subscription outlives connections. ``CLOSED`` is never the end of it: it is sent again after a
   while (at once after an AUTH), and each time it is reported.
-- After a reconnect, ``since`` comes from *our* clock at the time of the last EOSE or event, never from
-  the ``created_at`` of a stranger, who could push it into the future and make us deaf.
+- ``since`` is told by the time that has passed since the last EOSE or event: never by the ``created_at``
+  of a stranger, who could push it into the future and make us deaf, and never by what our own clock showed
+  then, since it may have been set right meanwhile. What was asked while it was ahead is asked again.
 - Nothing is dropped silently: events go to a bounded channel whose back-pressure reaches the relay.
 """
 
 import secrets
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import structlog
 import trio
 
 from bot.clock import Clock
+from bot.latch import Latch
 from bot.relay.websocket import Websocket, WebsocketGone, connect
 from nips import nip01, nip42
 from nips.errors import BadMessage
-from nips.event import Event
+from nips.event import Event, VerifiedEvent
 from nips.filters import Filter
 from nips.keys import SecretKey
 
@@ -41,8 +44,6 @@ class RelayPolicy:
     backoff_most_s: float = 60
     resubscribe_s: float = 5
     ok_timeout_s: float = 5
-    # How far a cursor reaches back behind the last sign of life, for clocks that disagree.
-    overlap_s: int = 120
     max_message_bytes: int = 1024 * 1024
     max_queued_bytes: int = 4 * 1024 * 1024
 
@@ -66,13 +67,31 @@ class Published:
 
 @dataclass
 class Subscription:
-    """A wish that outlives connections. ``cursor`` is our clock when it last heard anything."""
+    """A wish that outlives connections.
+
+    ``back_s``: how far each request reaches back behind the last sign of life, for clocks that disagree and
+    events that took their time; None asks for everything. ``heard_ms`` is boot time of that sign.
+    """
 
     sub_id: str
     filters: tuple[Filter, ...]
-    resume: bool
-    cursor: int | None = None
-    eose: trio.Event = field(default_factory=trio.Event)
+    back_s: int | None
+    heard_ms: int
+    since: int | None = None
+
+    def next_since(self, now: int, boot_ms: int) -> int | None:
+        """What to ask for now: seconds, by a clock that may have been set since."""
+        if self.back_s is None:
+            return None
+        return max(0, now - (boot_ms - self.heard_ms) // 1_000 - self.back_s)
+
+
+class _Waiting:
+    """Somebody who waits for an OK."""
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.published = Published(Outcome.TIMEOUT)
 
 
 Deliver = Callable[[str, str, Event], Awaitable[None]]
@@ -95,9 +114,9 @@ class RelayConnection:
         self._auth_key = auth_key
         self._policy = policy
         self._websocket: Websocket | None = None
-        self._up = trio.Event()
+        self._up = Latch()
         self._subscriptions: dict[str, Subscription] = {}
-        self._awaiting_ok: dict[str, tuple[trio.Event, list[Published]]] = {}
+        self._awaiting_ok: defaultdict[str, list[_Waiting]] = defaultdict(list)
         self._nursery: trio.Nursery | None = None
         self._resubscribing: set[str] = set()
         self._delivering = False
@@ -107,19 +126,18 @@ class RelayConnection:
         await self._up.wait()
 
     def subscribe(
-        self, sub_id: str, filters: tuple[Filter, ...], *, resume: bool = True
-    ) -> Subscription:
-        """Keep this subscription open; with ``resume``, reconnects continue where we left off."""
-        subscription = Subscription(sub_id, filters, resume)
+        self, sub_id: str, filters: tuple[Filter, ...], *, back_s: int | None = None
+    ) -> None:
+        """Keep this subscription open; with ``back_s``, each request goes on where we left off."""
+        subscription = Subscription(sub_id, filters, back_s, self._clock.boot_ms())
         self._subscriptions[sub_id] = subscription
         self._send_req(subscription)
-        return subscription
 
     def unsubscribe(self, sub_id: str) -> None:
         if self._subscriptions.pop(sub_id, None) is not None:
             self._send(nip01.encode("CLOSE", sub_id))
 
-    async def publish(self, event: Event, *, wait_ok: bool = True) -> Published:
+    async def publish(self, event: VerifiedEvent, *, wait_ok: bool = True) -> Published:
         """Send an event; never waits for a connection, and for the OK only so long."""
         if self._websocket is None:
             return Published(Outcome.NOT_CONNECTED)
@@ -133,17 +151,20 @@ class RelayConnection:
             published = await self._publish_once(event)
         return published
 
-    async def _publish_once(self, event: Event) -> Published:
-        answered, outcomes = trio.Event(), list[Published]()
-        self._awaiting_ok[event.id] = (answered, outcomes)
+    async def _publish_once(self, event: VerifiedEvent) -> Published:
+        if not self._send(nip01.encode_publish(event)):
+            return Published(Outcome.NOT_CONNECTED)
+        waiting = _Waiting()
+        # Several may wait for one OK: the same event may be on its way twice.
+        self._awaiting_ok[event.id].append(waiting)
         try:
-            if not self._send(nip01.encode_publish(event)):
-                return Published(Outcome.NOT_CONNECTED)
             with trio.move_on_after(self._policy.ok_timeout_s):
-                await answered.wait()
-            return outcomes[0] if outcomes else Published(Outcome.TIMEOUT)
+                await waiting.answered.wait()
+            return waiting.published
         finally:
-            self._awaiting_ok.pop(event.id, None)
+            self._awaiting_ok[event.id].remove(waiting)
+            if not self._awaiting_ok[event.id]:
+                del self._awaiting_ok[event.id]
 
     async def run(self) -> None:
         """Connect again and again, until cancelled."""
@@ -180,7 +201,7 @@ class RelayConnection:
             nursery.start_soon(websocket.run_writer)
             nursery.start_soon(self._heartbeat, websocket, nursery.cancel_scope)
             self._websocket, self._nursery = websocket, nursery
-            self._up.set()
+            self._up.open()
             for subscription in self._subscriptions.values():
                 self._send_req(subscription)
             async with aclosing(websocket.messages()) as messages:
@@ -193,14 +214,14 @@ class RelayConnection:
         self._delivering = False
         self._resubscribing.clear()
         self._answered_challenge = None
-        self._up = trio.Event()
-        for answered, outcomes in self._awaiting_ok.values():
-            outcomes.append(Published(Outcome.NOT_CONNECTED, "connection lost"))
-            answered.set()
+        self._up.shut()
+        for event_id in self._awaiting_ok:
+            self._answer(event_id, Published(Outcome.NOT_CONNECTED, "connection lost"))
 
     async def _heartbeat(self, websocket: Websocket, scope: trio.CancelScope) -> None:
         while True:
             await trio.sleep(self._policy.heartbeat_s)
+            self._ask_again_after_a_clock_step()
             # While our own consumer holds up the reading, silence says nothing about the relay.
             if (
                 self._delivering
@@ -223,12 +244,11 @@ class RelayConnection:
         match message:
             case nip01.EventMessage(sub_id, event):
                 await self._hear_event(sub_id, event)
-            case nip01.OkMessage(event_id, accepted, reason):
-                self._hear_ok(event_id, accepted=accepted, reason=reason)
+            case nip01.OkMessage(event_id):
+                self._hear_ok(event_id, message)
             case nip01.EoseMessage(sub_id):
                 if sub_id in self._subscriptions:
                     self._touch(self._subscriptions[sub_id])
-                    self._subscriptions[sub_id].eose.set()
             case nip01.ClosedMessage(sub_id, reason):
                 self._hear_closed(sub_id, reason)
             case nip01.AuthChallenge(challenge):
@@ -248,15 +268,15 @@ class RelayConnection:
         await self._deliver(self.url, sub_id, event)
         self._delivering = False
 
-    def _hear_ok(self, event_id: str, *, accepted: bool, reason: str) -> None:
-        if event_id in self._awaiting_ok:
-            answered, outcomes = self._awaiting_ok[event_id]
-            # NIP-01: a duplicate has arrived, whatever the flag says.
-            arrived = accepted or reason.startswith("duplicate:")
-            outcomes.append(
-                Published(Outcome.ACCEPTED if arrived else Outcome.REJECTED, reason[:200])
-            )
-            answered.set()
+    def _hear_ok(self, event_id: str, message: nip01.OkMessage) -> None:
+        outcome = Outcome.ACCEPTED if message.arrived else Outcome.REJECTED
+        self._answer(event_id, Published(outcome, message.reason[:200]))
+
+    def _answer(self, event_id: str, published: Published) -> None:
+        for waiting in self._awaiting_ok.get(event_id, ()):
+            if not waiting.answered.is_set():
+                waiting.published = published
+                waiting.answered.set()
 
     def _hear_closed(self, sub_id: str, reason: str) -> None:
         subscription = self._subscriptions.get(sub_id)
@@ -285,14 +305,22 @@ class RelayConnection:
             self._send_req(subscription)
 
     def _touch(self, subscription: Subscription) -> None:
-        subscription.cursor = self._clock.now()
+        subscription.heard_ms = self._clock.boot_ms()
 
     def _send_req(self, subscription: Subscription) -> None:
         filters = subscription.filters
-        if subscription.resume and subscription.cursor is not None:
-            since = subscription.cursor - self._policy.overlap_s
+        since = subscription.next_since(self._clock.now(), self._clock.boot_ms())
+        subscription.since = since
+        if since is not None:
             filters = tuple(replace(f, since=max(since, f.since or 0)) for f in filters)
         self._send(nip01.encode_req(subscription.sub_id, filters))
+
+    def _ask_again_after_a_clock_step(self) -> None:
+        """A relay holds back what is older than ``since``, also live: one in the future makes us deaf."""
+        for subscription in self._subscriptions.values():
+            if subscription.since is not None and subscription.since > self._clock.now():
+                log.warning("our clock was set back", relay=self.url, sub_id=subscription.sub_id)
+                self._send_req(subscription)
 
     def _send(self, text: bytes) -> bool:
         if self._websocket is None:

@@ -15,7 +15,7 @@ import trio
 from bot.relay.websocket import FindAddress, Websocket, WebsocketGone, connect
 from nips import nip01
 from nips.errors import BadInput, BadMessage
-from nips.event import Event, verify_event
+from nips.event import Event, VerifiedEvent, verify_event
 from nips.filters import Filter
 from nips.relay_url import parse_relay_url_untrusted
 
@@ -28,7 +28,7 @@ _UNREACHABLE = (BadInput, WebsocketGone, httpcore.ConnectError)
 Messages = AsyncGenerator[nip01.RelayMessage, None]
 
 
-async def bring(event: Event, url: str, *, find_address: FindAddress | None) -> bool:
+async def bring(event: VerifiedEvent, url: str, *, find_address: FindAddress | None) -> bool:
     """Whether the relay took it. False for anything else; never raises for what the relay does."""
     try:
         with trio.move_on_after(TOTAL_S):
@@ -36,7 +36,7 @@ async def bring(event: Event, url: str, *, find_address: FindAddress | None) -> 
                 websocket.send(nip01.encode_publish(event))
                 async for message in messages:
                     if isinstance(message, nip01.OkMessage) and message.event_id == event.id:
-                        return message.accepted
+                        return message.arrived
     except* _UNREACHABLE:
         pass
     return False
@@ -48,17 +48,19 @@ async def fetch(
     *,
     find_address: FindAddress | None,
     within_s: float = FETCH_S,
-) -> tuple[list[Event], bool]:
+) -> tuple[list[VerifiedEvent], bool]:
     """What the relay has stored for these filters, and whether it said that this is all."""
-    found: dict[str, Event] = {}
+    found: dict[str, VerifiedEvent] = {}
     try:
         with trio.move_on_after(within_s):
             async with _visit(url, find_address) as (websocket, messages):
                 websocket.send(nip01.encode_req("fetch", filters))
                 async for message in messages:
                     match message:
-                        case nip01.EventMessage(_, event) if _is_wanted(event, filters):
-                            found[event.id] = event
+                        case nip01.EventMessage(_, event) if event.id not in found:
+                            wanted = _wanted(event, filters)
+                            if wanted is not None:
+                                found[event.id] = wanted
                         case nip01.EoseMessage():
                             return list(found.values()), True
                         case nip01.ClosedMessage():
@@ -75,14 +77,14 @@ async def fetch(
 
 async def ask(
     url: str,
-    request: Event,
+    request: VerifiedEvent,
     answers: Filter,
-    is_reply: Callable[[Event], bool],
+    is_reply: Callable[[VerifiedEvent], bool],
     *,
     find_address: FindAddress | None,
     within_s: float = TOTAL_S,
     repeat_s: float | None = REPEAT_S,
-) -> Event | None:
+) -> VerifiedEvent | None:
     """Publish a request and wait for its reply (ephemeral kinds); None when none comes in time.
 
     ``repeat_s``: how often it is said again, None for once.
@@ -98,9 +100,10 @@ async def ask(
                             case nip01.EoseMessage():
                                 nursery.start_soon(_repeat, websocket, request, repeat_s)
                             case nip01.EventMessage(_, event):
-                                if _is_wanted(event, [answers]) and is_reply(event):
+                                wanted = _wanted(event, [answers])
+                                if wanted is not None and is_reply(wanted):
                                     nursery.cancel_scope.cancel()
-                                    return event
+                                    return wanted
                             case _:
                                 pass
                     nursery.cancel_scope.cancel()
@@ -109,7 +112,7 @@ async def ask(
     return None
 
 
-async def _repeat(websocket: Websocket, request: Event, every_s: float | None) -> None:
+async def _repeat(websocket: Websocket, request: VerifiedEvent, every_s: float | None) -> None:
     """Ephemeral events reach only who listens at that moment: a service that just restarted does not."""
     while True:
         websocket.send(nip01.encode_publish(request))
@@ -145,11 +148,10 @@ async def _decoded(frames: AsyncIterator[bytes]) -> Messages:
             continue
 
 
-def _is_wanted(event: Event, filters: Sequence[Filter]) -> bool:
+def _wanted(event: Event, filters: Sequence[Filter]) -> VerifiedEvent | None:
     if not any(wanted.matches(event) for wanted in filters):
-        return False
+        return None
     try:
-        verify_event(event)
+        return verify_event(event)
     except BadInput:
-        return False
-    return True
+        return None

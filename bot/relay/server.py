@@ -24,13 +24,13 @@ from bot.relay.event_store import EventStore
 from bot.relay.websocket import Websocket, WebsocketGone, accept
 from nips import kinds, nip01, nip42
 from nips.errors import BadEvent, BadMessage
-from nips.event import Event, verify_event
+from nips.event import Event, VerifiedEvent, verify_event
 from nips.filters import Filter
 from nips.nip11 import RelayLimits, relay_document
 from nips.nip40 import is_expired
 
 log = structlog.get_logger()
-Listener = Callable[[Event], None]
+Listener = Callable[[VerifiedEvent], None]
 MINUTE_S = 60
 
 
@@ -103,14 +103,16 @@ class RelayServer:
         task_status.started(bound)
         await trio.serve_listeners(self._client, listeners)
 
-    def publish(self, event: Event) -> None:
-        """The bot's own event: trusted, so neither verified nor limited."""
+    def publish(self, event: VerifiedEvent) -> None:
+        """The bot's own event: not limited."""
         if not kinds.is_ephemeral(event.kind):
             self._events.add(event, pinned=True)
         self._fan_out(event)
 
-    def query(self, filters: Iterable[Filter]) -> list[Event]:
-        return self._events.query(filters, self._clock.now(), self._limits.max_limit)
+    def query(self, filters: Iterable[Filter]) -> list[VerifiedEvent]:
+        found = self._events.query(filters, self._clock.now(), self._limits.max_limit)
+        # What came since the start was verified then; only what was read from the file is now.
+        return [verify_event(event) for event in found]
 
     # -- one client ---------------------------------------------------------------------------------
 
@@ -217,19 +219,25 @@ class RelayServer:
                     self._challenge(session)
                 session.send(nip01.encode("OK", event.id, False, reason))
                 return
-        reason = self._keep(event)
+        # The cheap checks first; the signature, which costs most, last.
+        try:
+            verified = verify_event(event)
+        except BadEvent as error:
+            session.send(nip01.encode("OK", event.id, False, f"invalid: {error}"))
+            return
+        reason = self._keep(verified)
         # NIP-01: having it already, or something newer, is no failure of the sender.
         accepted = not reason or reason.startswith("duplicate:")
         session.send(nip01.encode("OK", event.id, accepted, reason))
         if not reason:
             for listener in self._listeners:
-                listener(event)
-            self._fan_out(event)
+                listener(verified)
+            self._fan_out(verified)
 
-    def _keep(self, event: Event) -> str:
+    def _keep(self, event: VerifiedEvent) -> str:
         return "" if kinds.is_ephemeral(event.kind) else self._events.add(event)
 
-    def _fan_out(self, event: Event) -> None:
+    def _fan_out(self, event: VerifiedEvent) -> None:
         candidates = set(self._open)
         candidates |= self._by_kind.get(event.kind, set())
         for pubkey in event.tag_values("p"):
@@ -341,19 +349,10 @@ class RelayServer:
             return "restricted: only its author may publish a protected event"
         return "auth-required: only its author may publish a protected event"
 
-    def _check_signature(self, session: Session, event: Event, now: int) -> str:
-        try:
-            verify_event(event)
-        except BadEvent as error:
-            return f"invalid: {error}"
-        return ""
 
-
-# The cheap ones first; the signature, which costs most, last.
 _CHECKS = (
     RelayServer._check_rate,  # noqa: SLF001 - the table of this class's own checks
     RelayServer._check_size,  # noqa: SLF001
     RelayServer._check_time,  # noqa: SLF001
     RelayServer._check_protected,  # noqa: SLF001
-    RelayServer._check_signature,  # noqa: SLF001
 )

@@ -74,7 +74,9 @@ class Websocket:
         """Return when what is queued has been written; a peer that takes too long is cut off."""
         with trio.move_on_after(DRAIN_S) as scope:
             while self._queued_bytes and not self._cut:
-                self._drained = trio.Event()
+                if self._drained.is_set():
+                    # One that is not set is waited on by somebody else, and must not be replaced.
+                    self._drained = trio.Event()
                 await self._drained.wait()
         if scope.cancelled_caught:
             self.cut()

@@ -34,11 +34,14 @@ from bot.server.loops import LOOPS, look_at_engine
 from bot.server.outlet import Outlet
 from bot.server.parts import App, Wakes
 from handlers.context import Context, Places
-from nips.event import Event
+from nips.event import VerifiedEvent
 from nips.keys import SecretKey
+from nips.relay_url import normal_url
 
 log = structlog.get_logger()
 VERSION = "0.1.0"
+# Each may be kept for two days.
+MOST_REFUSED_IDS = 20_000
 
 
 @asynccontextmanager
@@ -79,7 +82,8 @@ async def _build(
     state, key = config.server.state_dir, awake.key
     wakes, this_boot = Wakes(), boot_id()
     store = SqliteStore(state / "enclaved.sqlite")
-    seen = SeenStore(state / "seen.sqlite")
+    seen = SeenStore(state / "seen.sqlite", clock)
+    refused = SeenStore(state / "refused.sqlite", clock, MOST_REFUSED_IDS)
     engine = DockerEngine(_docker_config(config, key), this_boot, clock)
     registry = OciRegistry(config.registry)
     pool = RelayPool(clock, auth_key=key)
@@ -90,7 +94,7 @@ async def _build(
         # Measured with the image, where there is one.
         repo=awake.repo or config.server.repo,
         version=VERSION,
-        relay_urls=tuple(dict.fromkeys([*own_urls, *config.relays.urls])),
+        relay_urls=tuple(dict.fromkeys(map(normal_url, [*own_urls, *config.relays.urls]))),
         public_url=config.http.public_url,
         app_host=config.engine.app_host,
         announce_urls=awake.announce_urls,
@@ -109,7 +113,7 @@ async def _build(
         places=places,
         proof=awake.proof,
     )
-    inbox = Inbox(key.pubkey, seen, config.inbox)
+    inbox = Inbox(key.pubkey, seen, refused, config.inbox)
     outlet = Outlet(pool, relay, own_urls)
     try:
         yield App(
@@ -123,6 +127,7 @@ async def _build(
             outlet,
             inbox,
             seen,
+            refused,
             awake.keeper,
             _network(config),
         )
@@ -131,6 +136,7 @@ async def _build(
             await registry.aclose()
         engine.close()
         seen.close()
+        refused.close()
         store.close()
 
 
@@ -188,7 +194,7 @@ def _embedded_relay(
 async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Run until cancelled. Reports readiness when requests are answered."""
     await app.engine.check()
-    send, receive = trio.open_memory_channel[tuple[Event, bool]](4_096)
+    send, receive = trio.open_memory_channel[VerifiedEvent](4_096)
     async with trio.open_nursery() as nursery:
         if app.relay is not None:
             listener = feed(app, send)

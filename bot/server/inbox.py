@@ -1,8 +1,11 @@
 """Admission: which events may be acted on at all. Time comes in as a parameter.
 
-An event passes once: fresh, unexpired, validly signed, never seen before (also not before a restart),
-within its author's and everybody's rate. For notes there is a loop guard besides: bots that answer
-each other would never stop.
+An event passes once: fresh, unexpired, never seen before (also not before a restart), within its author's and
+everybody's rate. For notes there is a loop guard besides: bots that answer each other would never stop.
+
+An RPC request that does not pass for its date or its rate is told so, since its author cannot know. That must
+be worth nothing to whoever replays other people's requests: once per id, from a rate of its own, and never acted
+on afterwards.
 """
 
 from collections import OrderedDict, defaultdict
@@ -11,8 +14,7 @@ from enum import Enum
 from typing import Protocol
 
 from nips import kinds
-from nips.errors import BadEvent
-from nips.event import Event, verify_event
+from nips.event import VerifiedEvent
 from nips.nip10 import thread_root
 from nips.nip40 import is_expired
 
@@ -22,32 +24,45 @@ CLIENT_TAG = ("client", "enclaved")
 
 @dataclass(frozen=True)
 class InboxPolicy:
-    """Windows in seconds; rates are buckets that hold ``burst`` and refill ``per_minute``."""
+    """Windows in seconds; rates are buckets that hold ``burst`` and refill ``per_minute``.
+
+    A request that is dated outside of ``rpc_window_s`` is answered with an error within ``answer_window_s``:
+    clocks without a battery or with a wrong time zone are off by hours.
+    """
 
     rpc_window_s: int = 120
     note_window_s: int = 600
+    answer_window_s: int = 86_400
     caller_burst: int = 60
     caller_per_minute: int = 120
     total_burst: int = 5_000
     total_per_minute: int = 60_000
+    refusals_burst: int = 10
+    refusals_per_minute: int = 10
+    total_refusals_burst: int = 500
+    total_refusals_per_minute: int = 1_200
     replies_per_thread: int = 10
     max_threads: int = 10_000
     max_callers: int = 10_000
 
 
-class Verdict(Enum):
-    """ADMIT: act on it. RATE_LIMITED: say so if the door can. IGNORE: silence."""
+class Admission(Enum):
+    """ACT: on the event. RATE_LIMITED, MISDATED, EXPIRED: say so if the door can. IGNORE: silence."""
 
-    ADMIT = "admit"
+    ACT = "act"
     RATE_LIMITED = "rate-limited"
+    MISDATED = "misdated"
+    EXPIRED = "expired"
     IGNORE = "ignore"
 
 
 class Seen(Protocol):
-    """Ids that were admitted; `record` returns when the id is durable."""
+    """Ids for a time each; `record` returns when the id is durable."""
 
+    @property
+    def is_full(self) -> bool: ...
     def __contains__(self, event_id: str, /) -> bool: ...
-    async def record(self, event_id: str, until: int) -> None: ...
+    async def record(self, event_id: str, keep_s: int) -> None: ...
 
 
 @dataclass
@@ -56,76 +71,110 @@ class _Bucket:
     filled_at: int
 
 
+@dataclass
+class _Caller:
+    requests: _Bucket
+    refusals: _Bucket
+
+
 class Inbox:
-    """Keeps rates and threads in memory, ids in `Seen`."""
+    """Keeps rates and threads in memory; ``seen``: the ids that were let in, ``refused``: those told off."""
 
-    def __init__(self, own_pubkey: str, seen: Seen, policy: InboxPolicy) -> None:
+    def __init__(self, own_pubkey: str, seen: Seen, refused: Seen, policy: InboxPolicy) -> None:
         self._own_pubkey = own_pubkey
-        self._seen = seen
+        self._seen, self._refused = seen, refused
         self._policy = policy
-        self._callers: OrderedDict[str, _Bucket] = OrderedDict()
-        self._total = _Bucket(policy.total_burst, 0)
+        self._callers: OrderedDict[str, _Caller] = OrderedDict()
+        self._total = _Caller(
+            _Bucket(policy.total_burst, 0), _Bucket(policy.total_refusals_burst, 0)
+        )
         self._threads: OrderedDict[str, int] = OrderedDict()
-        self.refused: defaultdict[str, int] = defaultdict(int)
+        self.ignored: defaultdict[str, int] = defaultdict(int)
 
-    async def admit(self, event: Event, now: int, *, verified: bool) -> Verdict:
-        """Decide, and remember the id. ``verified``: the id and signature were checked already."""
-        reason = self._reason_to_ignore(event, now, verified=verified)
+    async def admit(self, event: VerifiedEvent, now: int) -> Admission:
+        """Decide, and remember the id. There is no await between the check of an id and its record."""
+        reason = self._reason_to_ignore(event)
         if reason is not None:
-            self.refused[reason] += 1
-            return Verdict.IGNORE
-        # In memory the id counts from here on: there is no await between the check and the record.
-        recorded = self._seen.record(event.id, now + 2 * self._window(event))
-        within_rate = self._within_rate(event.pubkey, now)
-        await recorded
-        return Verdict.ADMIT if within_rate else Verdict.RATE_LIMITED
+            return self._ignore(reason)
+        if abs(now - event.created_at) > self._window(event):
+            return await self._tell(event, now, Admission.MISDATED)
+        if is_expired(event, now):
+            return await self._tell(event, now, Admission.EXPIRED)
+        if self._seen.is_full:
+            # What cannot be remembered could be replayed.
+            return self._ignore("full")
+        within_rate = self._may_ask(event.pubkey, now)
+        if not within_rate and not self._may_be_refused(event.pubkey, now):
+            return self._ignore("rate")
+        await self._seen.record(event.id, event.created_at + self._window(event) - now)
+        return Admission.ACT if within_rate else Admission.RATE_LIMITED
 
-    def _reason_to_ignore(self, event: Event, now: int, *, verified: bool) -> str | None:
+    async def _tell(self, event: VerifiedEvent, now: int, why: Admission) -> Admission:
+        """Requests only: complaining in public, or about what is long past, serves nobody."""
+        keep_s = event.created_at + self._policy.answer_window_s - now
+        ahead_s = event.created_at - now
+        told = event.kind == kinds.RPC and ahead_s <= self._policy.answer_window_s and keep_s >= 0
+        if not told or self._refused.is_full or not self._may_be_refused(event.pubkey, now):
+            return self._ignore(why.value)
+        # As long as it could be told again.
+        await self._refused.record(event.id, keep_s)
+        return why
+
+    def _ignore(self, reason: str) -> Admission:
+        self.ignored[reason] += 1
+        return Admission.IGNORE
+
+    def _reason_to_ignore(self, event: VerifiedEvent) -> str | None:
         if event.kind not in (kinds.RPC, kinds.NOTE):
             return "kind"
         if event.pubkey == self._own_pubkey:
             return "own"
-        if event.id in self._seen:
+        if event.id in self._seen or event.id in self._refused:
             return "replay"
-        if abs(now - event.created_at) > self._window(event):
-            return "stale"
-        if is_expired(event, now):
-            return "expired"
-        if event.kind == kinds.NOTE and self._may_loop(event):
-            return "loop"
-        if not verified:
-            try:
-                verify_event(event)
-            except BadEvent:
-                return "signature"
-        return None
+        return "loop" if event.kind == kinds.NOTE and self._may_loop(event) else None
 
-    def _window(self, event: Event) -> int:
+    def _window(self, event: VerifiedEvent) -> int:
         return (
             self._policy.note_window_s if event.kind == kinds.NOTE else self._policy.rpc_window_s
         )
 
-    def _may_loop(self, note: Event) -> bool:
+    def _may_loop(self, note: VerifiedEvent) -> bool:
         by_a_bot = any(t[:2] == CLIENT_TAG for t in note.tags)
         return (
             by_a_bot or self._threads.get(thread_root(note), 0) >= self._policy.replies_per_thread
         )
 
-    def count_reply(self, note: Event) -> None:
+    def count_reply(self, note: VerifiedEvent) -> None:
         """A note of a thread was answered."""
         root = thread_root(note)
         self._threads[root] = self._threads.pop(root, 0) + 1
         if len(self._threads) > self._policy.max_threads:
             self._threads.popitem(last=False)
 
-    def _within_rate(self, caller: str, now: int) -> bool:
-        policy = self._policy
-        bucket = self._callers.pop(caller, None) or _Bucket(policy.caller_burst, now)
-        self._callers[caller] = bucket
-        if len(self._callers) > policy.max_callers:
+    def _may_ask(self, pubkey: str, now: int) -> bool:
+        policy, mine = self._policy, self._caller(pubkey, now).requests
+        return _take(mine, policy.caller_burst, policy.caller_per_minute, now) and _take(
+            self._total.requests, policy.total_burst, policy.total_per_minute, now
+        )
+
+    def _may_be_refused(self, pubkey: str, now: int) -> bool:
+        # A rate of its own: who replays somebody's old requests must not use up his rate for new ones.
+        policy, mine = self._policy, self._caller(pubkey, now).refusals
+        return _take(mine, policy.refusals_burst, policy.refusals_per_minute, now) and _take(
+            self._total.refusals,
+            policy.total_refusals_burst,
+            policy.total_refusals_per_minute,
+            now,
+        )
+
+    def _caller(self, pubkey: str, now: int) -> _Caller:
+        caller = self._callers.pop(pubkey, None) or _Caller(
+            _Bucket(self._policy.caller_burst, now), _Bucket(self._policy.refusals_burst, now)
+        )
+        self._callers[pubkey] = caller
+        if len(self._callers) > self._policy.max_callers:
             self._callers.popitem(last=False)
-        mine = _take(bucket, policy.caller_burst, policy.caller_per_minute, now)
-        return mine and _take(self._total, policy.total_burst, policy.total_per_minute, now)
+        return caller
 
 
 def _take(bucket: _Bucket, burst: int, per_minute: int, now: int) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
-from bot.server.outbox import drain
+from bot.server.announcement import Announcement
+from bot.server.outbox import Outbox, Strangers
 from bot.server.parts import App
 from handlers.context import Context
 from handlers.domain.lifecycle import State
@@ -169,15 +170,16 @@ async def _announce_instance(app: App) -> None:
     """Hourly, before our attestation ends, and soon after the number of free units changed."""
     due, held = -float("inf"), -1
     urls = (*app.ctx.places.relay_urls, *app.ctx.places.announce_urls)
+    announcement = Announcement(app.outlet)
     while True:
         try:
             now_held = await app.ctx.store.read(lambda tx: tx.held_units())
             if now_held != held or trio.current_time() >= due:
                 events, again_in_s = await instance_events(app.ctx)
                 due = trio.current_time() + again_in_s
-                for event in events:
-                    await app.outlet.deliver(event, urls)
+                announcement.renew(events, urls)
                 held = now_held
+            await announcement.bring()
         except Exception:
             log.exception("loop failed", loop="announce instance")
         await trio.sleep(5)
@@ -220,15 +222,23 @@ async def _network(app: App) -> None:
 
 
 async def _drain(app: App) -> None:
-    async def once() -> None:
-        if await drain(app.ctx.store, app.outlet, app.ctx.clock) == 0:
-            await app.wakes.outbox.wait(2)
+    async with trio.open_nursery() as nursery:
+        strangers = Strangers(app.outlet, nursery)
+        outbox = Outbox(app.ctx.store, app.outlet, app.ctx.clock, strangers)
 
-    await _every("outbox", 0.05, once)
+        async def once() -> None:
+            if await outbox.drain() == 0:
+                await app.wakes.outbox.wait(2)
+
+        await _every("outbox", 0.05, once)
 
 
 async def _prune(app: App) -> None:
-    await _every("prune", 60, lambda: app.seen.prune(app.ctx.clock.now()))
+    async def once() -> None:
+        await app.seen.prune()
+        await app.refused.prune()
+
+    await _every("prune", 60, once)
 
 
 LOOPS = (

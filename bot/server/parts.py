@@ -30,7 +30,10 @@ class Nudge:
         """Whether a nudge came before the time was over."""
         with trio.move_on_after(at_most_s):
             await self._event.wait()
-        nudged, self._event = self._event.is_set(), trio.Event()
+        nudged = self._event.is_set()
+        if nudged:
+            # One that was not set may be waited on by somebody else, and must not be replaced.
+            self._event = trio.Event()
         return nudged
 
 
@@ -55,5 +58,6 @@ class App:
     outlet: Outlet
     inbox: Inbox
     seen: SeenStore
+    refused: SeenStore
     keeper: Keeper | None = None
     network: EnclaveNetwork | None = None

@@ -11,13 +11,13 @@ from bot.clock import SystemClock
 from bot.relay.connection import Outcome, RelayPolicy
 from bot.relay.pool import RelayPool
 from nips import kinds
-from nips.errors import BadInput
-from nips.event import Event, sign_event, verify_event
+from nips.event import VerifiedEvent, sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.rpc import RpcRequest, build_request, open_reply_untrusted
 
 ANSWER_S = 30
+DAY_S = 86_400
 # A person waits: look for the relay more often than a server would.
 PATIENCE = RelayPolicy(backoff_first_s=0.2, backoff_most_s=3)
 
@@ -37,17 +37,15 @@ class Client:
         self.key = key
         self.pool = pool
         self._clock = SystemClock()
-        self._waiting: list[tuple[Callable[[Event], bool], trio.Event, list[Event]]] = []
+        self._waiting: list[
+            tuple[Callable[[VerifiedEvent], bool], trio.Event, list[VerifiedEvent]]
+        ] = []
         # What came while nobody waited for it yet: an answer may be quicker than its question.
-        self._past: list[Event] = []
+        self._past: list[VerifiedEvent] = []
 
     async def run(self) -> None:
         while True:
             event = (await self.pool.receive()).event
-            try:
-                verify_event(event)
-            except BadInput:
-                continue
             self._past = [*self._past[-2_000:], event]
             for wanted, came, found in self._waiting:
                 if not found and wanted(event):
@@ -59,13 +57,17 @@ class Client:
         self.pool.subscribe(secrets.token_hex(4), filters)
 
     async def wait_for(
-        self, wanted: Callable[[Event], bool], timeout_s: float = ANSWER_S
-    ) -> Event:
+        self, wanted: Callable[[VerifiedEvent], bool], timeout_s: float = ANSWER_S
+    ) -> VerifiedEvent:
         """The first watched event that fits, past or future. Raises `NoAnswer`."""
         for event in self._past:
             if wanted(event):
                 return event
-        entry: tuple[Callable[[Event], bool], trio.Event, list[Event]] = (wanted, trio.Event(), [])
+        entry: tuple[Callable[[VerifiedEvent], bool], trio.Event, list[VerifiedEvent]] = (
+            wanted,
+            trio.Event(),
+            [],
+        )
         self._waiting.append(entry)
         try:
             with trio.move_on_after(timeout_s):
@@ -76,13 +78,15 @@ class Client:
             raise NoAnswer("nothing came in time")
         return entry[2][0]
 
-    async def publish(self, kind: int, content: str, tags: Sequence[Sequence[str]]) -> Event:
+    async def publish(
+        self, kind: int, content: str, tags: Sequence[Sequence[str]]
+    ) -> VerifiedEvent:
         """Sign and publish. Raises `NoAnswer` when no relay takes it."""
         event = sign_event(self.key, kind, content, tags, self._clock.now())
         await self.send(event)
         return event
 
-    async def send(self, event: Event) -> None:
+    async def send(self, event: VerifiedEvent) -> None:
         outcomes = await self.pool.publish(event)
         if not any(o.outcome is Outcome.ACCEPTED for o in outcomes.values()):
             told = ", ".join(f"{url}: {o.outcome.value} {o.reason}" for url, o in outcomes.items())
@@ -95,7 +99,7 @@ class Client:
             self.key, kinds.RPC, service, RpcRequest(rpc_id, method, params), self._clock.now()
         )
 
-        def is_reply(event: Event) -> bool:
+        def is_reply(event: VerifiedEvent) -> bool:
             ours = (
                 event.kind == kinds.RPC
                 and event.pubkey == service
@@ -117,9 +121,8 @@ async def open_client(key: SecretKey, relay_urls: Sequence[str]) -> AsyncIterato
     pool = RelayPool(clock, auth_key=key, policy=PATIENCE)
     client = Client(key, pool)
     mine = {"p": frozenset({key.pubkey})}
-    pool.subscribe(
-        "replies", [Filter(kinds=frozenset({kinds.RPC}), tags=mine, since=clock.now() - 10)]
-    )
+    # Far back: the server's clock dates its answers, and ours may be hours ahead of it.
+    pool.subscribe("replies", [Filter(kinds=frozenset({kinds.RPC}), tags=mine)], back_s=DAY_S)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.run)
         for url in relay_urls:

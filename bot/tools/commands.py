@@ -24,7 +24,7 @@ from bot.tools.verify import Question, verify
 from handlers.commands.release import release_result
 from handlers.domain.image import BadImageRef, ImageRef, parse_image_ref
 from nips.errors import BadInput
-from nips.event import Event
+from nips.event import VerifiedEvent
 from nips.keys import SecretKey
 from nips.nip19 import parse_pointer_untrusted, pubkey_from_npub_untrusted
 from nips.nip46 import parse_bunker_uri
@@ -197,7 +197,7 @@ def _sign(options: argparse.Namespace) -> int:
     if options.repo or options.version:
         raise CannotRelease("--repo and --version are for measurements; an image has labels")
 
-    async def sign() -> tuple[Event, tuple[str, ...]]:
+    async def sign() -> tuple[VerifiedEvent, tuple[str, ...]]:
         async with _desk(options) as desk:
             signer = _signer(options, desk.relays)
             return await desk.sign_image(
@@ -210,7 +210,7 @@ def _sign(options: argparse.Namespace) -> int:
 
 
 def _sign_measurements(options: argparse.Namespace, path: Path, now: int) -> int:
-    async def sign() -> Event:
+    async def sign() -> VerifiedEvent:
         return await sign_measurements(
             path,
             _signer(options, RelayEvents(options.relay)),
@@ -226,7 +226,7 @@ def _sign_measurements(options: argparse.Namespace, path: Path, now: int) -> int
 
 
 def _publish(options: argparse.Namespace) -> int:
-    async def announce() -> tuple[Event, tuple[str, ...]]:
+    async def announce() -> tuple[VerifiedEvent, tuple[str, ...]]:
         async with _desk(options) as desk:
             signer, now = _signer(options, desk.relays), SystemClock().now()
             return await desk.announce_image(
@@ -269,7 +269,7 @@ def _tell(text: str) -> None:
     print(f"enclaved: {printable(text)}", file=sys.stderr)
 
 
-def _send(event: Event, urls: Sequence[str]) -> int:
+def _send(event: VerifiedEvent, urls: Sequence[str]) -> int:
     """To all of these relays; fails when none takes it."""
 
     async def send() -> list[str]:

@@ -17,7 +17,7 @@ from handlers.domain.image import ImageRef
 from handlers.ports import ImageProblem, ResolvedImage
 from nips import kinds
 from nips.errors import BadInput
-from nips.event import Event
+from nips.event import Event, VerifiedEvent
 from nips.filters import Filter
 from nips.tee.attestation import PCR_BYTES, Pcrs
 from nips.tee.env import Env
@@ -55,7 +55,7 @@ class Maintenance:
 
     async def sign_image(
         self, ref: ImageRef, signer: Signer, *, is_prod: bool, now: int
-    ) -> tuple[Event, tuple[str, ...]]:
+    ) -> tuple[VerifiedEvent, tuple[str, ...]]:
         """A 63795 event, and the relays to publish it on."""
         found = await self.resolve(ref)
         labels = read_labels(found.labels)
@@ -69,7 +69,7 @@ class Maintenance:
 
     async def announce_image(
         self, ref: ImageRef, signer: Signer, *, is_prod: bool, now: int
-    ) -> tuple[Event, tuple[str, ...]]:
+    ) -> tuple[VerifiedEvent, tuple[str, ...]]:
         """A 63796 event with every signer's signature inside, and the relays to publish it on."""
         found = await self.resolve(ref)
         labels = read_labels(found.labels)
@@ -111,7 +111,7 @@ def _by_signer(events: Sequence[Event], image: ImageIdentity) -> dict[str, Event
 
 async def sign_measurements(
     path: Path, signer: Signer, *, repo: str, version: str, is_prod: bool, now: int
-) -> Event:
+) -> VerifiedEvent:
     """A 63794 event over PCR0, PCR1 and PCR2. Raises `CannotRelease`."""
     if not repo or not version:
         raise CannotRelease("measurements are signed with --repo and --version")

@@ -103,7 +103,7 @@ class _Verification:
         return [event for event in own if event.has_tag("tee_root")]
 
     async def _find(self, wanted: Filter) -> list[Event]:
-        return await self._relays.find([wanted], self._question.relay_urls)
+        return [*await self._relays.find([wanted], self._question.relay_urls)]
 
     # -- from the subject up to the root ------------------------------------------------------------
 

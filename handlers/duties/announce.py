@@ -11,7 +11,7 @@ from handlers.ports import Tx
 from handlers.proof import MARGIN_S
 from handlers.records import Container
 from nips import kinds
-from nips.event import Event
+from nips.event import VerifiedEvent
 from nips.nip09 import build_deletion
 from nips.nip19 import npub
 from nips.nip24 import build_profile
@@ -26,7 +26,7 @@ HOURLY_S = 3_600
 _TOLD_AGAIN = frozenset({State.DEPLOYED, State.PAUSED, State.SHELVED})
 
 
-async def instance_events(ctx: Context) -> tuple[list[Event], int]:
+async def instance_events(ctx: Context) -> tuple[list[VerifiedEvent], int]:
     """13793, kind 0, 10002 and 10050 of the instance, and in how many seconds to announce again: hourly,
     and before the attestation ends that is announced here."""
     held = await ctx.store.read(lambda tx: tx.held_units())
@@ -100,7 +100,9 @@ def _queue(tx: Tx, ctx: Context, row: Container, root: Root | None, now: int) ->
     tx.save_container(replace(row, dirty=False, announced_id=event.id, announced_at=now))
 
 
-def _proof(ctx: Context, row: Container, root: Root | None, now: int) -> tuple[Root, Event] | None:
+def _proof(
+    ctx: Context, row: Container, root: Root | None, now: int
+) -> tuple[Root, VerifiedEvent] | None:
     """Our attestation, and our word for the container's key and the digest that runs under it."""
     if root is None:
         return None
@@ -131,7 +133,7 @@ def _facts(tx: Tx, ctx: Context, row: Container) -> ContainerFacts:
     )
 
 
-def _profile(ctx: Context, row: Container, now: int) -> Event:
+def _profile(ctx: Context, row: Container, now: int) -> VerifiedEvent:
     return build_profile(
         row.key,
         name=row.name,

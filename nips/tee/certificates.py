@@ -11,7 +11,14 @@ from enum import Enum
 from nips import kinds
 from nips.crypto import is_pubkey
 from nips.errors import BadCertificate
-from nips.event import Event, Tag, parse_event_json_untrusted, sign_event, verify_event
+from nips.event import (
+    Event,
+    Tag,
+    VerifiedEvent,
+    parse_event_json_untrusted,
+    sign_event,
+    verify_event,
+)
 from nips.keys import SecretKey
 from nips.nip40 import expiration_of, is_expired
 from nips.tee.attestation import Verifier
@@ -75,7 +82,7 @@ def build_certificate(
     *,
     image: str | None = None,
     not_after: int,
-) -> Event:
+) -> VerifiedEvent:
     """``image`` is pinned (``name@sha256:…``); the life is cut at ``not_after``, the end of the root."""
     tags: list[Tag] = [
         ("p", subject, role.value),

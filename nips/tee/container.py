@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nips import kinds
-from nips.event import Event, Tag, sign_event
+from nips.event import Event, Tag, VerifiedEvent, sign_event
 from nips.keys import SecretKey
 from nips.nip40 import expiration_of
 from nips.tee.env import Env
@@ -34,7 +34,7 @@ def build_container(
     facts: ContainerFacts,
     proof: tuple[Root, Event] | None,
     now: int,
-) -> Event:
+) -> VerifiedEvent:
     """``proof``: the instance's root, and its certificate for this container.
 
     The kind is not replaceable, so it expires and we delete what it replaces.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nips import kinds
 from nips.errors import BadAttestation
-from nips.event import Event, parse_event_json_untrusted, sign_event, verify_event
+from nips.event import Event, VerifiedEvent, parse_event_json_untrusted, sign_event, verify_event
 from nips.keys import SecretKey
 from nips.nip40 import expiration_of
 from nips.tee.attestation import Attested, Verifier
@@ -34,7 +34,9 @@ class Root:
         return self.event.pubkey
 
 
-def build_root(key: SecretKey, document: bytes, env: Env, expiration: int, now: int) -> Event:
+def build_root(
+    key: SecretKey, document: bytes, env: Env, expiration: int, now: int
+) -> VerifiedEvent:
     """``expiration`` must not be later than the end of the document's certificates (`Attested`)."""
     tags = [
         ("-",),

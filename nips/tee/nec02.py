@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nips import kinds
-from nips.event import Event, Tag, sign_event
+from nips.event import Event, Tag, VerifiedEvent, sign_event
 from nips.keys import SecretKey
 from nips.nip40 import expiration_of
 from nips.tee.env import Env
@@ -41,7 +41,7 @@ class Signatures:
 
 def build_announcement(
     key: SecretKey, facts: InstanceFacts, root: Root | None, signatures: Signatures, now: int
-) -> Event:
+) -> VerifiedEvent:
     """The replaceable event. Without a ``tee_root`` it says ``debug``: nothing can be mistaken for proof."""
     tags: list[Tag] = [
         ("r", facts.repo),

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from nips import kinds
 from nips.errors import BadCertificate
-from nips.event import Event, sign_event, verify_event
+from nips.event import Event, VerifiedEvent, sign_event, verify_event
 from nips.keys import SecretKey
 from nips.nip19 import npub
 from nips.tee.attestation import Pcrs
@@ -38,7 +38,7 @@ def pcr8_of(certificate_der: bytes) -> bytes:
 
 def build_builder_signature(
     key: SecretKey, certificate: x509.Certificate, *, repo: str, version: str, env: str, now: int
-) -> Event:
+) -> VerifiedEvent:
     """The 23794 event for images signed with ``certificate``."""
     der = certificate.public_bytes(Encoding.DER)
     tags = [

@@ -2,7 +2,7 @@
 
 from nips import kinds
 from nips.errors import BadCertificate
-from nips.event import Event, sign_event, verify_event
+from nips.event import Event, VerifiedEvent, sign_event, verify_event
 from nips.keys import SecretKey
 from nips.tee.attestation import Pcrs
 from nips.tee.nec03 import pcr_of
@@ -13,7 +13,9 @@ def pcr4_of(instance_id: str) -> bytes:
     return pcr_of(instance_id.encode("ascii"))
 
 
-def build_launcher_signature(key: SecretKey, instance_id: str, env: str, now: int) -> Event:
+def build_launcher_signature(
+    key: SecretKey, instance_id: str, env: str, now: int
+) -> VerifiedEvent:
     """The 23795 event."""
     tags = [("-",), ("t", env), ("PCR4", pcr4_of(instance_id).hex())]
     return sign_event(key, kinds.LAUNCHER, "", tags, now)

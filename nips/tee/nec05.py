@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nips import kinds
 from nips.errors import BadCertificate
-from nips.event import Event, sign_event, verify_event
+from nips.event import Event, VerifiedEvent, sign_event, verify_event
 from nips.keys import SecretKey
 from nips.tee.attestation import Pcrs
 from nips.tee.env import Env, signs_for
@@ -25,7 +25,7 @@ class Release:
 
 def build_release_signature(
     key: SecretKey, pcrs: Pcrs, *, repo: str, version: str, env: Env, now: int
-) -> Event:
+) -> VerifiedEvent:
     """The 63794 event."""
     return sign_event(
         key, kinds.RELEASE, "", release_tags(pcrs, repo=repo, version=version, env=env), now

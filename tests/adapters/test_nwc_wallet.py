@@ -171,6 +171,24 @@ async def test_answers_without_a_p_tag_are_matched_by_author_and_e(book):
         assert isinstance(await wallet.make_own_invoice(1_000, "x"), Minted)
 
 
+@pytest.mark.parametrize("behind_s", [120, 3_000])
+@pytest.mark.parametrize("p_tag", [True, False])
+async def test_a_wallet_whose_clock_is_slow_is_heard(book, behind_s, p_tag):
+    """Its answer names the request by id."""
+
+    def slow(service, send):
+        async def altered(kind, content, tags):
+            kept = [t for t in tags if p_tag or t[0] != "p"]
+            at = SystemClock().now() - behind_s
+            event = sign_event(service._key, kind, content, kept, at)
+            await service._pool.publish(event, wait_ok=False)
+
+        return altered
+
+    async with running(book, alter=slow) as wallet:
+        assert isinstance(await wallet.make_own_invoice(1_000, "x"), Minted)
+
+
 async def test_somebody_elses_answer_is_no_answer(book):
     """Signed by another key, with the right e tag: ignored, and the true answer still counts."""
     mallory = SecretKey.generate()

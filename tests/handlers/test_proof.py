@@ -1,7 +1,5 @@
 """What the instance shows for itself, and what it says of images: attest, announcements, releases."""
 
-from dataclasses import replace
-
 import httpcore
 import orjson
 import pytest
@@ -35,7 +33,7 @@ from nips.tee.nec01 import verify_root
 from nips.tee.policies import DebugPolicy
 from nips.tee.verification import verify_announcement, verify_container
 from tests.evidence import HARDWARE, NOW, build_image_signature
-from tests.fakes import IMAGE_ID
+from tests.fakes import IMAGE_ID, altered
 from tests.test_verify import HomeAttester, proved
 
 NONCE = "ab" * 32
@@ -191,7 +189,7 @@ async def test_who_signed_an_image(world):
 async def test_signatures_that_count_for_nothing(world):
     signer, stranger = SecretKey.generate(), SecretKey.generate()
     released(world, [signer])
-    forged = replace(build_image_signature(stranger, identity(), NOW), pubkey=signer.pubkey)
+    forged = altered(build_image_signature(stranger, identity(), NOW), pubkey=signer.pubkey)
     builder_like = sign_event(
         signer, kinds.IMAGE_SIGNATURE, "", [("cert", "x"), ("PCR8", "x"), ("r", REPO)], NOW
     )

@@ -42,6 +42,7 @@ from tests.evidence import (
     measured,
     real_event,
 )
+from tests.fakes import altered
 
 IMAGE = "example.com/app@sha256:" + "ab" * 32
 
@@ -143,10 +144,10 @@ def test_a_stolen_tee_root_under_another_key(enclave):
 def test_nobody_signs_for_another(enclave):
     event = enclave.announcement()
     for changed in (
-        replace(event, content="changed"),
-        replace(event, sig=enclave.root_event().sig),
-        replace(event, pubkey=SecretKey.generate().pubkey),
-        replace(event, id="0" * 64),
+        altered(event, content="changed"),
+        altered(event, sig=enclave.root_event().sig),
+        altered(event, pubkey=SecretKey.generate().pubkey),
+        altered(event, id="0" * 64),
     ):
         assert "announcement:" in failure(enclave, changed)
 
@@ -278,7 +279,7 @@ def test_the_builder_is_tied_to_the_image(enclave):
         "not a builder": enclave.signatures().launcher,
         "does not parse": resigned(enclave, good, key=enclave.builder, cert=[("@@@",)]),
         "too long": resigned(enclave, good, key=enclave.builder, cert=[("A" * 9_000,)]),
-        "id is not": replace(good, content="changed"),
+        "id is not": altered(good, content="changed"),
     }
     for why, builder in cases.items():
         assert why in failure(enclave, enclave.announcement(builder=builder)), why
@@ -334,7 +335,7 @@ def test_releases(enclave):
         "another repository": enclave.release(second, repo="https://example.com/fork"),
         "another PCR0": other_image.release(second),
         "not a release": enclave.signatures().launcher,
-        "signature does not hold": replace(enclave.release(second), sig=good.sig),
+        "signature does not hold": altered(enclave.release(second), sig=good.sig),
     }
     for why, release in cases.items():
         assert why in failure(enclave, enclave.announcement(releases=(good, release))), why

@@ -5,8 +5,11 @@ import pytest
 import trio
 
 from bot.clock import SystemClock
+from bot.devstack.engine import free_port
 from bot.relay.connection import Outcome
+from bot.relay.courier import bring
 from nips import kinds, nip01
+from nips.event import VerifiedEvent
 from nips.filters import Filter
 from tests.fakes import FakeClock
 from tests.relay.conftest import eventually, hostile, note, pool, relay
@@ -39,7 +42,7 @@ async def test_each_event_is_heard_once_from_two_relays():
         assert scope.cancelled_caught
 
 
-async def test_a_forged_copy_does_not_hide_the_true_event():
+async def test_a_forged_copy_is_not_delivered_and_does_not_hide_the_true_event():
     event = note()
     forged = event.as_dict() | {"sig": "00" * 64}
 
@@ -51,10 +54,8 @@ async def test_a_forged_copy_does_not_hide_the_true_event():
         client.subscribe("s", ONES)
         await trio.sleep(0.1)
         good.publish(event)
-        assert {forged["sig"], event.sig} == {
-            (await client.receive()).event.sig,
-            (await client.receive()).event.sig,
-        }
+        heard = (await client.receive()).event
+        assert (event.sig, VerifiedEvent) == (heard.sig, type(heard))
 
 
 async def test_it_reconnects_and_resubscribes_after_a_disconnect_in_mid_frame():
@@ -130,13 +131,129 @@ async def test_the_cursor_is_our_clock_never_a_strangers_created_at():
                 await trio.aclose_forcefully(relay.stream)
 
     async with hostile(from_the_future) as (bad, url), pool(url, clock=clock) as client:
-        client.subscribe("s", ONES)
+        client.subscribe("s", ONES, back_s=120)
         await client.receive()
         await eventually(
             lambda: bad.connections >= 2 and [m[0] for m in bad.heard].count("REQ") >= 2
         )
         since = [m[2].get("since") for m in bad.heard if m[0] == "REQ"][-1]
         assert clock.now() - 120 == since
+
+
+def asked_since(bad):
+    return [m[2].get("since") for m in bad.heard if m[0] == "REQ"]
+
+
+async def test_since_is_right_after_our_clock_was_a_day_ahead():
+    """EOSE came while it was ahead; it was set right, a minute passed, and the relay came back."""
+    real = SystemClock().now()
+    clock = FakeClock(unix=real + 86_400)
+
+    async def comes_and_goes(relay, ws, message):
+        if message[0] == "REQ":
+            ws.send(nip01.encode("EOSE", message[1]))
+            if relay.connections == 1:
+                await trio.sleep(0.1)
+                clock.unix = real
+                clock.advance(60)
+                await trio.aclose_forcefully(relay.stream)
+
+    async with hostile(comes_and_goes) as (bad, url), pool(url, clock=clock) as client:
+        client.subscribe("s", ONES, back_s=120)
+        await eventually(lambda: len(asked_since(bad)) >= 2)
+
+        assert asked_since(bad) == [real + 86_400 - 120, real - 120]
+
+
+async def test_a_live_event_is_heard_soon_after_our_clock_was_set_back():
+    """The connection stands all the while; the relay holds back what is older than it was asked for."""
+    real = SystemClock().now()
+    clock = FakeClock(unix=real + 86_400)
+    async with relay() as (server, url), pool(url, clock=clock) as client:
+        client.subscribe("s", ONES, back_s=120)
+        await trio.sleep(0.1)
+        clock.unix = real
+        server.publish(note(content="live"))
+        with trio.fail_after(5):
+            assert (await client.receive()).event.content == "live"
+
+
+async def test_who_waits_for_a_relay_that_comes_up_late_is_woken():
+    port = free_port()
+    async with pool() as client, trio.open_nursery() as nursery:
+        client.add(f"ws://127.0.0.1:{port}")
+        came = trio.Event()
+
+        async def wait():
+            await client.wait_connected()
+            came.set()
+
+        nursery.start_soon(wait)
+        # Several attempts fail meanwhile.
+        await trio.sleep(0.5)
+        assert not came.is_set()
+        async with relay(port=port):
+            with trio.fail_after(5):
+                await came.wait()
+
+
+async def test_one_event_published_twice_at_once_is_answered_twice():
+    async def once_for_both(relay, ws, message):
+        if message[0] == "EVENT" and [m[0] for m in relay.heard].count("EVENT") == 2:
+            ws.send(nip01.encode("OK", message[1]["id"], True, ""))
+
+    outcomes = []
+    async with hostile(once_for_both) as (_, url), pool(url) as client:
+
+        async def publish(event):
+            outcomes.extend((await client.publish(event)).values())
+
+        event = note()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, event)
+            nursery.start_soon(publish, event)
+
+    assert [o.outcome for o in outcomes] == [Outcome.ACCEPTED] * 2
+
+
+@pytest.mark.parametrize("spell", [lambda url: f"{url}/", lambda url: url.replace("ws", "WS")])
+async def test_one_relay_is_one_however_it_is_spelt(spell):
+    async with hostile(quiet) as (bad, url), pool(url) as client:
+        again = spell(url)
+        assert client.add(again) is client.add(url)
+        outcomes = await client.publish(note(), [again])
+
+        assert {again: Outcome.ACCEPTED} == {u: o.outcome for u, o in outcomes.items()}
+        assert (1, {url}) == (bad.connections, client.urls)
+
+
+# What relays send instead of ["OK", id, true, ""], after the id; and whether the event has arrived.
+OKS = [
+    ([True, ""], True),
+    ([True], True),
+    ([True, None], True),
+    ([True, "", "more", {}], True),
+    ([True, 7], True),
+    ([False, "duplicate: have it"], True),
+    ([False, "Duplicate: have it"], True),
+    ([False, "blocked: no"], False),
+    ([False, None], False),
+    ([False], False),
+    ([False, "no duplicate: no"], False),
+]
+
+
+@pytest.mark.parametrize(("rest", "arrived"), OKS)
+async def test_an_ok_means_the_same_to_pool_and_courier(rest, arrived):
+    async def answers(relay, ws, message):
+        if message[0] == "EVENT":
+            ws.send(nip01.encode("OK", message[1]["id"], *rest))
+
+    async with hostile(answers) as (_, url), pool(url) as client:
+        (published,) = (await client.publish(note())).values()
+        brought = await bring(note(), url, find_address=None)
+
+    assert (arrived, arrived) == (published.outcome is Outcome.ACCEPTED, brought)
 
 
 async def test_only_what_was_asked_for_is_delivered():

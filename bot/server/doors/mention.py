@@ -6,7 +6,7 @@ from handlers import BY_NAME
 from handlers.context import Caller, Context
 from handlers.errors import Refusal
 from nips import kinds
-from nips.event import Event, sign_event
+from nips.event import VerifiedEvent, sign_event
 from nips.mention import is_mention, parse_command
 from nips.nip10 import reply_tags
 from nips.nip19 import npub
@@ -14,7 +14,7 @@ from nips.nip19 import npub
 MAX_REPLY = 3_000
 
 
-def is_command(ctx: Context, note: Event) -> bool:
+def is_command(ctx: Context, note: VerifiedEvent) -> bool:
     """Whether the note holds a command of ours. People may talk about us without being answered."""
     if not is_mention(note, ctx.key.pubkey):
         return False
@@ -22,11 +22,13 @@ def is_command(ctx: Context, note: Event) -> bool:
     return command is not None and command.method in BY_NAME
 
 
-async def answer(ctx: Context, note: Event, *, rate_limited: bool) -> Event | None:
+async def answer(
+    ctx: Context, note: VerifiedEvent, refusal: Refusal | None = None
+) -> VerifiedEvent | None:
     """The reply note; None when there is nothing to say."""
     command = parse_command(note, npub(ctx.key.pubkey))
     # Complaining about a flood in public would be a second flood.
-    if command is None or command.method not in BY_NAME or rate_limited:
+    if command is None or command.method not in BY_NAME or refusal is not None:
         return None
     words = Words(command.words, command.named)
     done = await dispatch(

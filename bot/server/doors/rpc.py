@@ -2,14 +2,16 @@
 
 from bot.server.dispatch import Request, dispatch
 from handlers.context import Caller, Context
-from handlers.errors import Code, Refusal, invalid
+from handlers.errors import Refusal, invalid
 from nips.errors import BadCiphertext, BadRequest
-from nips.event import Event
+from nips.event import VerifiedEvent
 from nips.rpc import RpcReply, build_reply, open_request_untrusted
 
 
-async def answer(ctx: Context, event: Event, *, rate_limited: bool) -> Event | None:
-    """The reply to an admitted event; None when it was not meant for us."""
+async def answer(
+    ctx: Context, event: VerifiedEvent, refusal: Refusal | None = None
+) -> VerifiedEvent:
+    """The reply to an admitted event: what the request asks for, or the refusal."""
     try:
         request = open_request_untrusted(ctx.key, event)
     except BadCiphertext:
@@ -17,14 +19,14 @@ async def answer(ctx: Context, event: Event, *, rate_limited: bool) -> Event | N
         return _reply(ctx, event, "", invalid("the request cannot be decrypted"))
     except BadRequest as error:
         return _reply(ctx, event, "", invalid(str(error)))
-    if rate_limited:
-        return _reply(ctx, event, request.rpc_id, Refusal(Code.RATE_LIMITED, "slow down"))
+    if refusal is not None:
+        return _reply(ctx, event, request.rpc_id, refusal)
     caller = Caller(event.pubkey, public=False)
     done = await dispatch(ctx, Request(caller, request.method, request.params, "rpc"))
     return _reply(ctx, event, request.rpc_id, done.outcome)
 
 
-def _reply(ctx: Context, event: Event, rpc_id: str, outcome: object) -> Event:
+def _reply(ctx: Context, event: VerifiedEvent, rpc_id: str, outcome: object) -> VerifiedEvent:
     refused = isinstance(outcome, Refusal)
     reply = RpcReply(rpc_id, None if refused else outcome, str(outcome) if refused else None)
     return build_reply(ctx.key, event, reply, ctx.clock.now())

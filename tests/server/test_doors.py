@@ -8,6 +8,7 @@ import pytest
 from bot.server.doors import mention, rpc
 from handlers import ROUTES
 from handlers.domain.lifecycle import State
+from handlers.errors import Code, Refusal
 from nips import kinds
 from nips.event import sign_event
 from nips.keys import SecretKey
@@ -16,6 +17,7 @@ from nips.rpc import RpcRequest, build_request, open_reply_untrusted
 
 IMAGE = "example.com/app:1"
 COUNT = itertools.count()
+SLOW_DOWN = Refusal(Code.RATE_LIMITED, "slow down")
 
 
 class RpcDoor:
@@ -35,7 +37,7 @@ class RpcDoor:
             RpcRequest(str(next(COUNT)), method, params),
             now,
         )
-        reply = await rpc.answer(self.world.ctx, event, rate_limited=False)
+        reply = await rpc.answer(self.world.ctx, event)
         opened = open_reply_untrusted(self.key, reply)
         return opened.error or opened.result
 
@@ -65,7 +67,7 @@ class MentionDoor:
 
     async def text(self, method, **params):
         line = " ".join([method, *(f"{name}={value}" for name, value in params.items())])
-        reply = await mention.answer(self.world.ctx, self.note(line), rate_limited=False)
+        reply = await mention.answer(self.world.ctx, self.note(line))
         return reply.content
 
 
@@ -218,9 +220,7 @@ async def test_a_quote_can_be_relied_on(rpc_door):
 @pytest.mark.parametrize("content", ["", "garbage", "A" * 200, "#" * 140])
 async def test_what_cannot_be_decrypted_gets_an_error_with_an_empty_id(rpc_door, content):
     event = sign_event(rpc_door.key, kinds.RPC, content, [("p", rpc_door.world.ctx.key.pubkey)], 1)
-    opened = open_reply_untrusted(
-        rpc_door.key, await rpc.answer(rpc_door.world.ctx, event, rate_limited=False)
-    )
+    opened = open_reply_untrusted(rpc_door.key, await rpc.answer(rpc_door.world.ctx, event))
 
     assert opened.rpc_id == ""
     assert opened.error.startswith("invalid:")
@@ -235,9 +235,7 @@ async def test_what_is_no_request_gets_an_error(rpc_door, plain):
     event = sign_event(
         rpc_door.key, kinds.RPC, nip44.encrypt(rpc_door.key, us, plain), [("p", us)], 1
     )
-    opened = open_reply_untrusted(
-        rpc_door.key, await rpc.answer(rpc_door.world.ctx, event, rate_limited=False)
-    )
+    opened = open_reply_untrusted(rpc_door.key, await rpc.answer(rpc_door.world.ctx, event))
 
     assert opened.error.startswith("invalid:")
 
@@ -246,7 +244,7 @@ async def test_rate_limited_is_said(rpc_door):
     us = rpc_door.world.ctx.key.pubkey
     event = build_request(rpc_door.key, kinds.RPC, us, RpcRequest("7", "ping", {}), 1)
     opened = open_reply_untrusted(
-        rpc_door.key, await rpc.answer(rpc_door.world.ctx, event, rate_limited=True)
+        rpc_door.key, await rpc.answer(rpc_door.world.ctx, event, SLOW_DOWN)
     )
 
     assert (opened.rpc_id, opened.error) == ("7", "rate-limited: slow down")
@@ -298,7 +296,7 @@ def mention_door(world):
 
 async def test_the_reply_is_threaded_and_marked(mention_door):
     note = mention_door.note("ping")
-    reply = await mention.answer(mention_door.world.ctx, note, rate_limited=False)
+    reply = await mention.answer(mention_door.world.ctx, note)
 
     assert ["e", note.id] == list(reply.tags[0][:2])
     assert reply.tags[0][3] == "root"
@@ -308,7 +306,7 @@ async def test_the_reply_is_threaded_and_marked(mention_door):
 
 async def test_a_reply_deep_in_a_thread_keeps_its_root(mention_door):
     note = mention_door.note("ping", [("e", "aa" * 32, "", "root"), ("e", "bb" * 32, "", "reply")])
-    reply = await mention.answer(mention_door.world.ctx, note, rate_limited=False)
+    reply = await mention.answer(mention_door.world.ctx, note)
     marks = {t[3]: t[1] for t in reply.tags if t[0] == "e"}
 
     assert {"root": "aa" * 32, "reply": note.id} == marks
@@ -316,7 +314,7 @@ async def test_a_reply_deep_in_a_thread_keeps_its_root(mention_door):
 
 async def test_deploy_by_words_and_a_lightning_link(mention_door):
     note = mention_door.note(f"deploy {IMAGE} units=2")
-    reply = await mention.answer(mention_door.world.ctx, note, rate_limited=False)
+    reply = await mention.answer(mention_door.world.ctx, note)
 
     assert "lightning:lnbcrt" in reply.content
     assert "Pay 10 sat" in reply.content
@@ -327,7 +325,7 @@ async def test_people_may_talk_about_us_without_being_answered(mention_door, lin
     note = mention_door.note(line)
 
     assert not mention.is_command(mention_door.world.ctx, note)
-    assert await mention.answer(mention_door.world.ctx, note, rate_limited=False) is None
+    assert await mention.answer(mention_door.world.ctx, note) is None
 
 
 @pytest.mark.parametrize("method", ["withdraw", "logs", "info", "list"])
@@ -342,6 +340,5 @@ async def test_secrets_are_refused_in_public(mention_door):
 
 async def test_a_flood_is_not_answered_in_public(mention_door):
     assert (
-        await mention.answer(mention_door.world.ctx, mention_door.note("ping"), rate_limited=True)
-        is None
+        await mention.answer(mention_door.world.ctx, mention_door.note("ping"), SLOW_DOWN) is None
     )
