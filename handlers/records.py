@@ -22,7 +22,8 @@ class PublishedPort:
 class Container:
     """One deployed container. ``env`` may hold secrets, so it is never shown by ``repr``."""
 
-    key: SecretKey = field(repr=False)
+    pubkey: str  # the container's name everywhere: hex
+    secret: bytes = field(repr=False)
     admin: str
     name: str
     asked_for: str  # the image reference as the admin wrote it
@@ -45,20 +46,30 @@ class Container:
     restarted_at: int = 0
     low_noticed: bool = False
     wallet: str = MAIN_WALLET  # where its money is, in the ledger's words
-    announced_id: str | None = None
-    announced_at: int = 0
     app: str | None = None  # the app's key, once it proved it from inside
-    dirty: bool = True  # the announcement no longer tells the truth
+    taken_out: bool = False  # its balance was withdrawn since it was last paid
+    revision: int = 1  # raised whenever what the world is told of it changes
 
     @property
-    def pubkey(self) -> str:
-        """The container's name everywhere: hex."""
-        return self.key.pubkey
+    def key(self) -> SecretKey:
+        """Its key, derived anew; never in the store's thread."""
+        return SecretKey(self.secret)
 
     @property
     def wallet_key(self) -> SecretKey | None:
         """The key of the container's own wallet, or None when its money lies in ours."""
         return None if self.wallet == MAIN_WALLET else self.key
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What the world was told of a container. ``event_id`` None: nothing (any more)."""
+
+    container: str
+    event_id: str | None
+    revision: int
+    announced_at: int
+    profile_at: int
 
 
 class InvoiceState(Enum):
@@ -115,12 +126,21 @@ class Outgoing:
     told: bool = False  # its owner knows that the wallet does not say what became of it
 
 
+class Intent(Enum):
+    """What an item of the outbox is: an event, or what becomes one when it is sent."""
+
+    EVENT = "event"  # body: the event
+    MESSAGE = "message"  # body: to, text
+    RECEIPT = "receipt"  # body: payment_hash, preimage, paid_at
+
+
 @dataclass(frozen=True)
 class OutboxItem:
-    """A signed event that must reach at least one relay."""
+    """Something that must reach every relay named, or (none is named) our own. ``body`` is JSON."""
 
     item_id: int
-    event_json: str
+    intent: Intent
+    body: str
     relay_urls: tuple[str, ...]
     created_at: int
     attempts: int

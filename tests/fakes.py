@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass, field, replace
 
-from handlers.context import Context, Places, Policy
+from handlers.context import Context, Policy, Presence
 from handlers.domain.evidence import Book
 from handlers.domain.ledger import MAIN_WALLET
 from handlers.domain.meter import Ended, Run
@@ -65,6 +65,7 @@ class FakeWallet:
     invoices: dict[str, dict] = field(default_factory=dict)
     payments: dict[str, dict] = field(default_factory=dict)
     pays_sent: int = 0
+    looks: int = 0  # how often it was asked about an invoice
     # Faults, each for the next call or for good.
     silent: bool = False
     next_pay: PayStatus | None = None  # the outcome of the next payment, as the node sees it
@@ -128,6 +129,7 @@ class FakeWallet:
         return minted.payment_hash
 
     async def look_up(self, payment_hash: str, owner: SecretKey | None) -> Incoming:
+        self.looks += 1
         if self.silent:
             return Incoming(payment_hash, IncomingState.UNKNOWN)
         invoice = self.invoices.get(payment_hash)
@@ -339,16 +341,28 @@ class Quiet:
     def outbox(self) -> None: ...
 
 
-PLACES = Places(
+PRESENCE = Presence(
     name="test", about="", repo="", version="0", relay_urls=("ws://127.0.0.1:1",),
     public_url="http://127.0.0.1:2", app_host="127.0.0.1",
 )  # fmt: skip
 
 
+class OneByOne:
+    """`handlers.ports.Tasks` that does everything at once, in order; what is begun is done."""
+
+    async def each(self, what, keys, work):
+        for key in keys:
+            await work(key)
+
+    async def begin(self, what, key, work):
+        await work()
+
+
 def make_context(store, wallet, engine, clock, registry=None, policy=None, key=None) -> Context:
     return Context(
-        key or SecretKey.generate(), store, wallet, engine, registry or FakeRegistry(), FakeEvents(),
-        clock, Quiet(), policy or Policy(), PLACES,
+        key=key or SecretKey.generate(), store=store, wallet=wallet, engine=engine,
+        registry=registry or FakeRegistry(), events=FakeEvents(), clock=clock, nudge=Quiet(), tasks=OneByOne(),
+        policy=policy or Policy(), presence=PRESENCE,
     )  # fmt: skip
 
 

@@ -11,8 +11,9 @@ from bot.relay.server import RelayServer
 from bot.server.doors import rpc
 from bot.tools.report import Answer, Report
 from bot.tools.verify import Question, verify
-from handlers.duties.announce import instance_events, queue_container_events
+from handlers.duties.announce import announce_containers, instance_events
 from handlers.proof import Proof
+from handlers.transitions import save_changed
 from nips import kinds
 from nips.event import parse_event_json_untrusted, sign_event
 from nips.filters import Filter
@@ -45,8 +46,8 @@ def proved(world, env=Env.PROD):
     proof = Proof(
         world.ctx.key, HomeAttester(enclave), enclave.verifier, enclave.signatures(), env
     )
-    places = replace(world.ctx.places, repo=enclave.repo)
-    world.ctx = replace(world.ctx, proof=proof, places=places)
+    places = replace(world.ctx.presence, repo=enclave.repo)
+    world.ctx = replace(world.ctx, proof=proof, presence=places)
     return enclave
 
 
@@ -78,9 +79,9 @@ async def relay_of(world, *, answers=True, tamper=None):
 
 
 async def publish_containers(world, server):
-    await queue_container_events(world.ctx)
-    for item in await world.store.read(lambda tx: tx.outbox(world.clock.now(), 100)):
-        server.publish(parse_event_json_untrusted(item.event_json))
+    await announce_containers(world.ctx)
+    for item in await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now(), 100)):
+        server.publish(parse_event_json_untrusted(item.body))
 
 
 async def ask(world, url, pubkey=None, *, event_id=None, policies=None, verifier=None, **options):
@@ -200,9 +201,7 @@ async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
     pubkey = await world.deployed()
     async with relay_of(world) as (server, url):
         server._events = type(server._events)(100, 1 << 20, None)
-        await world.store.write(
-            lambda tx: tx.save_container(replace(tx.container(pubkey), dirty=True))
-        )
+        await world.store.write(lambda tx: save_changed(tx, tx.containers.find(pubkey)))
         await publish_containers(world, server)
         report = await ask(world, url, pubkey)
         assert "no relay knows its instance" in report.sentence
@@ -268,7 +267,7 @@ async def test_an_app_is_found_by_what_it_signed_itself_and_by_nobody_elses_word
         *(("tee_cert", c.json.decode()) for c in certificates),
     ]
     await world.store.write(
-        lambda tx: tx.save_container(replace(tx.container(pubkey), app=app.pubkey))
+        lambda tx: tx.containers.save(replace(tx.containers.find(pubkey), app=app.pubkey))
     )
     async with relay_of(world) as (server, url):
         server.publish(sign_event(SecretKey.generate(), kinds.CONTAINER, "", claims, NOW))

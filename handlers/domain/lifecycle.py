@@ -6,7 +6,7 @@ state       meaning                                                     holds un
 WAITING     deployed but not paid yet                                   yes          waiting
 DEPLOYED    paid; must run                                              yes          deployed
 PAUSED      the balance ran out; stopped, data kept, place kept         yes          paused
-SHELVED     paused for long; data kept, place given back                no           paused
+SHELVED     paused for long, or its balance was withdrawn; data kept    no           paused
 EXPIRED     the first invoice was never paid in time                    no           paused
 FAILED      the image cannot be run; nothing was charged for it         no           paused
 STOPPED     deleted on its admin's order, or after too long a pause     no           paused
@@ -36,6 +36,7 @@ class Happening(Enum):
     PAID = "paid"  # the balance now covers running
     INVOICE_EXPIRED = "invoice expired"
     BALANCE_OUT = "balance out"
+    BALANCE_TAKEN = "balance taken out"
     CANNOT_RUN = "cannot run"
     RESTART_ASKED = "restart asked"
     STOP_CONFIRMED = "stop confirmed"
@@ -51,6 +52,8 @@ TABLE: dict[tuple[State, Happening], State] = {
     (S.WAITING, H.INVOICE_EXPIRED): S.EXPIRED,
     (S.WAITING, H.STOP_CONFIRMED): S.STOPPED,
     (S.DEPLOYED, H.BALANCE_OUT): S.PAUSED,
+    (S.DEPLOYED, H.BALANCE_TAKEN): S.SHELVED,
+    (S.PAUSED, H.BALANCE_TAKEN): S.SHELVED,
     (S.DEPLOYED, H.CANNOT_RUN): S.FAILED,
     (S.DEPLOYED, H.RESTART_ASKED): S.DEPLOYED,
     (S.DEPLOYED, H.STOP_CONFIRMED): S.STOPPED,

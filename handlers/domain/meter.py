@@ -106,6 +106,21 @@ def due(account: Account, run: Run, now_ms: int, rhythm: Rhythm) -> Due | None:
     return Due(from_ms, amount_msat, meter, then)
 
 
+def look_again_ms(account: Account, run: Run, rhythm: Rhythm) -> int:
+    """The boot time before which `due` has nothing to say of this run, whatever the clock shows."""
+    from_ms, remainder = _position(account.meter, run)
+    proven_ms = run.started_ms + rhythm.stays_up_ms
+    if not _follows(account.meter, run):
+        return run.started_ms if account.charged_from_start else proven_ms
+    end_ms = from_ms + account.tariff.affordable_ms(account.units, account.balance_msat, remainder)
+    moments = [from_ms + rhythm.charge_every_ms, end_ms - rhythm.tick_ms]
+    if not account.low_noticed:
+        moments.append(end_ms - rhythm.low_balance_ms)
+    if from_ms < proven_ms:
+        moments.append(proven_ms)
+    return min(moments)
+
+
 def _position(meter: Meter | None, run: Run) -> tuple[int, int]:
     if meter is None:
         return run.started_ms, 0

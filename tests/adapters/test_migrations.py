@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from bot.adapters.sqlite_store import SqliteStore, migrate
+from bot.adapters.store.sqlite import SqliteStore, migrate
 
 SCRIPTS = [
     f.read_text()
@@ -65,9 +65,9 @@ def insert(db, table, row):
 async def test_from_every_earlier_schema(tmp_path, version):
     make(tmp_path / "enclaved.sqlite", version)
     with closing(SqliteStore(tmp_path / "enclaved.sqlite")) as store:
-        row = await store.read(lambda tx: tx.container(PUBKEY))
-        invoice = await store.read(lambda tx: tx.invoice("d" * 64))
-        payment = await store.read(lambda tx: tx.outgoing("p"))
+        row = await store.read(lambda tx: tx.containers.find(PUBKEY))
+        invoice = await store.read(lambda tx: tx.invoices.find("d" * 64))
+        payment = await store.read(lambda tx: tx.outgoing.find("p"))
 
     assert ("deployed", 3, 20_000) == (row.state.value, row.generation, row.ports[0].host_port)
     assert row.trial.proven or version >= 4

@@ -3,6 +3,8 @@
 from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import State
 from handlers.domain.trial import LONGEST_WAIT_S, TELL_AT
+from handlers.records import Intent
+from handlers.transitions import held_units
 
 DAY_S = 24 * 3_600
 
@@ -58,7 +60,7 @@ async def test_a_crash_loop_backs_off_is_told_once_and_gives_its_place_back(worl
 
     assert State.FAILED is row.state
     assert 11 == world.engine.started - starts
-    assert 0 == await world.store.read(lambda tx: tx.held_units())
+    assert 0 == await world.store.read(held_units)
     assert "exit code 1" in row.reason
 
 
@@ -68,13 +70,18 @@ async def watch_it_crash(world, pubkey, seconds):
         await world.run(1)
 
 
+async def messages(world):
+    items = await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now() + DAY_S, 1_000))
+    return [item for item in items if item.intent is Intent.MESSAGE]
+
+
 async def test_its_admin_hears_of_a_crash_loop_once(world):
     pubkey = await world.deployed(amount_sat=1_000)
     await world.run(70)
-    before = len(await world.store.read(lambda tx: tx.outbox(world.clock.now() + DAY_S, 1_000)))
+    before = len(await messages(world))
     for _ in range(TELL_AT + 3):
         await live(world, pubkey, 0)
-    after = len(await world.store.read(lambda tx: tx.outbox(world.clock.now() + DAY_S, 1_000)))
+    after = len(await messages(world))
 
     assert 1 == after - before
 
@@ -87,12 +94,12 @@ async def test_a_charge_that_cannot_be_written_does_not_drop_the_last_stretch_of
         world.engine.kill(pubkey)
     write, failures = world.store.write, 1
 
-    async def failing(work):
+    async def failing(work, *args):
         nonlocal failures
         if failures:
             failures -= 1
             raise OSError("disk full")
-        return await write(work)
+        return await write(work, *args)
 
     world.store.write = failing
     try:

@@ -56,7 +56,7 @@ async def stopped_with(world, sat):
 
 
 async def outgoing(world, payment_hash):
-    return (await world.store.read(lambda tx: tx.outgoing_with_hash(payment_hash)))[0]
+    return await world.store.read(lambda tx: tx.outgoing.find_by_hash(payment_hash))
 
 
 async def test_failed_then_not_found_then_settled_is_paid_once(world):
@@ -110,22 +110,22 @@ async def test_the_owner_is_told_once_that_the_money_is_held(world):
     world.wallet.shows, world.wallet.answer_pay = SHOWS_NOTHING, False
     invoice, _ = await withdraw(world, pubkey, 500_000)
     await world.run(3_600, step_s=60)
-    told = await world.store.read(lambda tx: tx.outbox(world.clock.now() + DAY_S, 100))
+    told = await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now() + DAY_S, 100))
     row = await outgoing(world, invoice.payment_hash)
 
     assert row.told
     await world.run(3_600, step_s=60)
-    again = await world.store.read(lambda tx: tx.outbox(world.clock.now() + DAY_S, 100))
+    again = await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now() + DAY_S, 100))
     assert len(told) == len(again)
 
 
 async def test_an_answer_that_comes_late_is_heard(world):
-    from handlers.duties.outgoing import heard
+    from handlers.duties.outgoing import hear
 
     pubkey = await stopped_with(world, 1_000)
     world.wallet.shows, world.wallet.answer_pay = SHOWS_NOTHING, False
     invoice, _ = await withdraw(world, pubkey, 500_000)
-    await heard(world.ctx, invoice.payment_hash, PayResult(PayStatus.SETTLED, 0, "00" * 32))
+    await hear(world.ctx, invoice.payment_hash, PayResult(PayStatus.SETTLED, 0, "00" * 32))
 
     assert OutgoingState.SETTLED is (await outgoing(world, invoice.payment_hash)).state
     assert 500_000 == await world.balance(container_account(pubkey))
@@ -134,7 +134,7 @@ async def test_an_answer_that_comes_late_is_heard(world):
 
 async def test_what_was_given_back_and_is_paid_after_all_is_taken_again(world):
     """A wallet that says "failed" in its own book and pays later: the books stay true, the loss is bounded."""
-    from handlers.duties.outgoing import heard
+    from handlers.duties.outgoing import hear
 
     pubkey = await stopped_with(world, 1_000)
     world.wallet.next_pay = PayStatus.UNKNOWN
@@ -145,7 +145,7 @@ async def test_what_was_given_back_and_is_paid_after_all_is_taken_again(world):
     world.wallet.payments[invoice.payment_hash]["status"] = PayStatus.UNKNOWN
     world.wallet.finish(invoice.payment_hash, PayStatus.SETTLED)
     for _ in range(2):
-        await heard(world.ctx, invoice.payment_hash, PayResult(PayStatus.SETTLED, 0, "00" * 32))
+        await hear(world.ctx, invoice.payment_hash, PayResult(PayStatus.SETTLED, 0, "00" * 32))
 
     assert 500_000 == await world.balance(container_account(pubkey))
     await world.audit()

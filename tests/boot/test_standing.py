@@ -18,6 +18,7 @@ from bot.boot.standing import (
     parse_meta_untrusted,
 )
 from nips.errors import BadInput
+from nips.event import Event
 from nips.keys import SecretKey
 from nips.tee.env import Env
 from nips.tee.nec04 import build_launcher_signature
@@ -94,10 +95,9 @@ def lies(enclave):
 
 
 def json_changed(event):
-    from dataclasses import replace
-
-    return replace(
-        event, tags=tuple(("t", "prod") if tag[0] == "t" else tag for tag in event.tags)
+    tags = tuple(("t", "prod") if tag[0] == "t" else tag for tag in event.tags)
+    return Event(
+        event.id, event.pubkey, event.created_at, event.kind, tags, event.content, event.sig
     )
 
 

@@ -17,7 +17,7 @@ from bot.boot.unlock import Halted
 from bot.boot.wake import wake
 from bot.config import ConfigError, load
 from bot.devstack.nsm import DevNsm, serve
-from bot.server.loops import _escrow
+from bot.server.loops import run_escrow
 from handlers.duties.announce import instance_events
 from handlers.errors import Refusal
 from keycrux_client.refresh import Refreshed
@@ -150,7 +150,7 @@ async def test_no_new_containers_while_our_key_is_not_safe_in_escrow(world, mock
             return Refreshed((), (), (), (), members=outcomes[0], needed=2, is_outdated=False)
 
     outcomes.append(3)
-    nursery.start_soon(_escrow, SimpleNamespace(keeper=Keeper(), ctx=world.ctx))
+    nursery.start_soon(run_escrow, SimpleNamespace(keeper=Keeper(), ctx=world.ctx))
     await wait_all_tasks_blocked()
 
     async def deploy():
@@ -169,7 +169,7 @@ async def test_no_new_containers_while_our_key_is_not_safe_in_escrow(world, mock
             await wait_all_tasks_blocked()
         result = await deploy()
         assert closed is isinstance(result, Refusal), (outcome, seconds)
-        assert closed is (world.ctx.admission.closed_because is not None)
+        assert closed is (world.ctx.alarms.no_containers_because is not None)
         (announcement, *_), _ = await instance_events(world.ctx)
         assert ("false" if closed else "true") == announcement.tag("o")
     assert "our key is not safe in escrow" in str(result)

@@ -161,14 +161,18 @@ def test_every_state_can_be_left_but_the_last():
 
 
 def test_capacity():
-    def unpaid(held=0, waiting=0, of_caller=0, units=1):
+    def unpaid(held=0, waiting=0, of_caller=0, units_of_caller=0, units=1):
         return reserve_unpaid(
-            Capacity(),
+            Capacity(max_waiting_units_per_caller=20),
             held_units=held,
             waiting_units=waiting,
-            waiting_of_caller=of_caller,
+            unpaid_of_caller=of_caller,
+            unpaid_units_of_caller=units_of_caller,
             units=units,
         )
+
+    assert unpaid(units_of_caller=19) is None
+    assert NoCapacity.TOO_MANY_WAITING is unpaid(units_of_caller=20)
 
     assert reserve(Capacity(), held_units=99, units=1) is None
     assert NoCapacity.NOT_ENOUGH_UNITS is reserve(Capacity(), held_units=99, units=2)
@@ -315,7 +319,7 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         import sqlite3
 
-        from bot.adapters.sqlite_store import SqliteTx, migrate
+        from bot.adapters.store.sqlite import SqliteTx, migrate
 
         self.db = sqlite3.connect(":memory:", isolation_level=None)
         self.db.row_factory = sqlite3.Row
@@ -330,13 +334,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def pay(self, amount):
         self.count += 1
         entry = ledger.payment(f"{self.count:064x}", "c", MAIN_WALLET, amount)
-        assert self.tx.post(entry, 0)
+        assert self.tx.ledger.post(entry, 0)
         self.balance += amount
         return entry
 
     @rule(entry=payments)
     def pay_again(self, entry):
-        assert not self.tx.post(entry, 0)
+        assert not self.tx.ledger.post(entry, 0)
 
     @rule(amount=st.integers(1, 10**6))
     def charge(self, amount):
@@ -357,12 +361,12 @@ class LedgerMachine(RuleBasedStateMachine):
         payment_id, amount, reserve = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         source = container_account("c")
         done = ledger.complete_outgoing(
-            payment_id, source, MAIN_WALLET, amount, reserve, fee, self.tx.balance(source)
+            payment_id, source, MAIN_WALLET, amount, reserve, fee, self.tx.ledger.balance(source)
         )
         undone = ledger.release_outgoing(payment_id, source, amount, reserve)
         first, second = (done, undone) if paid else (undone, done)
-        assert self.tx.post(first, 0)
-        assert not self.tx.post(second, 0), "the first final word counts"
+        assert self.tx.ledger.post(first, 0)
+        assert not self.tx.ledger.post(second, 0), "the first final word counts"
         self.balance += reserve - min(fee, reserve + self.balance) if paid else amount + reserve
 
     def _may_fail(self, entry, amount):
@@ -370,7 +374,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
         self.db.execute("SAVEPOINT s")
         try:
-            posted = self.tx.post(entry, 0)
+            posted = self.tx.ledger.post(entry, 0)
         except sqlite3.IntegrityError:
             self.db.execute("ROLLBACK TO s")
             assert amount > self.balance
@@ -383,8 +387,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def books_balance(self):
         from tests.conftest import audit_books
 
-        audit_books(self.tx)
-        assert self.balance == self.tx.balance(container_account("c"))
+        audit_books(self.db)
+        assert self.balance == self.tx.ledger.balance(container_account("c"))
 
 
 TestLedger = LedgerMachine.TestCase

@@ -212,10 +212,7 @@ def compare_books(folder):
         sqlite3.connect(folder / "wallet/wallet.sqlite"),
     )
 
-    class Tx:
-        _db = ours
-
-    audit_books(Tx)
+    audit_books(ours)
     mirror = dict(
         ours.execute(
             "SELECT name, -balance_msat FROM account WHERE name LIKE 'wallet:%'"
@@ -226,7 +223,10 @@ def compare_books(folder):
         container = name.removeprefix("wallet:")
         if container != "main":
             assert balance == held.get(container, 0), name
-    containers = [row[0] for row in ours.execute("SELECT pubkey FROM container")]
+    containers = [
+        row[0]
+        for row in ours.execute("SELECT pubkey FROM container UNION SELECT pubkey FROM archive")
+    ]
     credited = ours.execute("SELECT count(*) FROM entry WHERE key LIKE 'payment:%'").fetchone()[0]
     paid = theirs.execute(
         f"SELECT count(*) FROM invoice WHERE settled_at IS NOT NULL AND payee IN ({','.join('?' * len(containers))})",
