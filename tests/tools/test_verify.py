@@ -1,95 +1,22 @@
 """``verify`` over a real relay, against an instance of ours and against everything that may be wrong with one."""
 
 import json
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import trio
-
-from bot.adapters.relay_events import RelayEvents
-from bot.relay.server import RelayServer
-from bot.server.doors import rpc
-from bot.tools.report import Answer, Report
+from bot.tools.report import Answer
 from bot.tools.verify import Question, verify
-from handlers.duties.announce import instance_events, queue_container_events
-from handlers.proof import Proof
 from nips import kinds
-from nips.event import parse_event_json_untrusted, sign_event
+from nips.event import sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip19 import Pointer, npub
-from nips.rpc import RpcReply, build_reply, open_request_untrusted
 from nips.tee.anchor import AWS_NITRO_ROOT_G1
 from nips.tee.attestation import Verifier
 from nips.tee.certificates import Role, build_certificate
-from nips.tee.env import Env
 from nips.tee.policies import DebugPolicy, ExpectedMaintainers, ExpectedPcrs, MaxAge
-from nips.tee.verdict import Check, Outcome
 from tests.evidence import HARDWARE, NOW, Enclave, measured, real_event
 from tests.fakes import DIGEST
-
-
-class HomeAttester:
-    """Attests under the tests' hardware, as AWS would."""
-
-    def __init__(self, enclave):
-        self.enclave = enclave
-
-    async def document(self, *, public_key, nonce=None, user_data=None):
-        return HARDWARE.document(public_key, self.enclave.pcrs, nonce=nonce)
-
-
-def proved(world, env=Env.PROD):
-    """The world's server, living in an enclave."""
-    enclave = Enclave(env=env, key=world.ctx.key)
-    proof = Proof(
-        world.ctx.key, HomeAttester(enclave), enclave.verifier, enclave.signatures(), env
-    )
-    places = replace(world.ctx.places, repo=enclave.repo)
-    world.ctx = replace(world.ctx, proof=proof, places=places)
-    return enclave
-
-
-@asynccontextmanager
-async def relay_of(world, *, answers=True, tamper=None):
-    """A relay on a real port, with the instance behind it."""
-    server = RelayServer(world.clock, name="t", pubkey=None)
-    async with trio.open_nursery() as nursery:
-
-        async def answer(event):
-            reply = await rpc.answer(world.ctx, event, rate_limited=False)
-            server.publish(tamper(event, reply) if tamper else reply)
-
-        def listener(event):
-            if (
-                answers
-                and event.kind == kinds.RPC
-                and world.ctx.key.pubkey in event.tag_values("p")
-            ):
-                nursery.start_soon(answer, event)
-
-        server.listen(listener)
-        port = await nursery.start(server.serve, "127.0.0.1", 0)
-        for event in (await instance_events(world.ctx))[0]:
-            server.publish(event)
-        await publish_containers(world, server)
-        yield server, f"ws://127.0.0.1:{port}"
-        nursery.cancel_scope.cancel()
-
-
-async def publish_containers(world, server):
-    await queue_container_events(world.ctx)
-    for item in await world.store.read(lambda tx: tx.outbox(world.clock.now(), 100)):
-        server.publish(parse_event_json_untrusted(item.event_json))
-
-
-async def ask(world, url, pubkey=None, *, event_id=None, policies=None, verifier=None, **options):
-    pointer = Pointer(pubkey, event_id, ())
-    question = Question(
-        pointer, (url,) if url else (), verifier or HARDWARE.verifier, world.clock.now(),
-        tuple(policies or [DebugPolicy()]), **options,
-    )  # fmt: skip
-    return await verify(question, RelayEvents([url] if url else []))
+from tests.tools.instance import ask, proved, relay_of
 
 
 async def test_an_instance_is_valid_and_the_report_says_all(world):
@@ -176,80 +103,6 @@ async def test_an_instance_outside_of_an_enclave_proves_nothing(world):
     async with relay_of(world) as (_, url):
         report = await ask(world, url, world.ctx.key.pubkey)
     assert (Answer.NOT_VALID, True) == (report.answer, "exactly one tee_root" in report.sentence)
-
-
-async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
-    import bot.tools.challenge
-
-    monkeypatch.setattr(bot.tools.challenge, "ANSWER_S", 0.5)
-    proved(world)
-    async with relay_of(world, answers=False) as (server, url):
-        unknown = SecretKey.generate().pubkey
-        reports = {
-            "does not answer": await ask(world, url, world.ctx.key.pubkey),
-            "no relay has": await ask(world, url, unknown),
-            "no relay is known": await ask(world, "", world.ctx.key.pubkey),
-            "no relay": await ask(world, "ws://127.0.0.1:1", world.ctx.key.pubkey),
-        }
-        for why, report in reports.items():
-            assert Answer.COULD_NOT_CHECK is report.answer, report.lines()
-            assert why in report.sentence
-        offline = await ask(world, url, world.ctx.key.pubkey, ask_instance=False)
-        assert Answer.VALID is offline.answer
-        assert "just now" not in offline.sentence
-    pubkey = await world.deployed()
-    async with relay_of(world) as (server, url):
-        server._events = type(server._events)(100, 1 << 20, None)
-        await world.store.write(
-            lambda tx: tx.save_container(replace(tx.container(pubkey), dirty=True))
-        )
-        await publish_containers(world, server)
-        report = await ask(world, url, pubkey)
-        assert "no relay knows its instance" in report.sentence
-
-
-def answering(world, change):
-    """Every challenge is answered with what ``change`` makes of its nonce."""
-
-    def tamper(request_event, reply):
-        request = open_request_untrusted(world.ctx.key, request_event)
-        told = change(bytes.fromhex(request.params["nonce"]))
-        return build_reply(world.ctx.key, request_event, replace(told, rpc_id=request.rpc_id), NOW)
-
-    return tamper
-
-
-async def test_an_instance_that_answers_the_challenge_wrongly(world):
-    enclave = proved(world)
-    other = Enclave(image="other", key=world.ctx.key)
-    thief = Enclave()
-
-    def over(nonce, home):
-        document = HARDWARE.document(bytes.fromhex(home.key.pubkey), home.pcrs, nonce=nonce)
-        return RpcReply("", {"tee_root": home.root_event(document=document).as_dict()}, None)
-
-    lies = {
-        "does not answer our nonce": lambda _: over(b"n" * 32, enclave),
-        "other code than announced": lambda nonce: over(nonce, other),
-        "another key's": lambda nonce: over(nonce, thief),
-        "holds no document": lambda _: RpcReply("", {"nothing": 1}, None),
-        "no document": lambda _: RpcReply("", "pong", None),
-        "an event is a JSON object": lambda _: RpcReply("", {"tee_root": "x"}, None),
-    }
-    for why, lie in lies.items():
-        async with relay_of(world, tamper=answering(world, lie)) as (_, url):
-            report = await ask(world, url, world.ctx.key.pubkey)
-        assert Answer.NOT_VALID is report.answer, why
-        assert why in report.sentence
-
-
-async def test_an_instance_that_is_busy_is_not_a_fraud(world):
-    proved(world)
-    busy = answering(world, lambda _: RpcReply("", None, "rate-limited: slow down"))
-    async with relay_of(world, tamper=busy) as (_, url):
-        report = await ask(world, url, world.ctx.key.pubkey)
-    assert Answer.COULD_NOT_CHECK is report.answer
-    assert "rate-limited: slow down" in report.sentence
 
 
 async def test_an_app_is_found_by_what_it_signed_itself_and_by_nobody_elses_word(world):
@@ -382,24 +235,6 @@ async def test_a_container_ends_before_its_instance_when_its_certificate_does(wo
         server.publish(note)
         report = await ask(world, url, event_id=note.id)
     assert (Answer.VALID, NOW + 60) == (report.answer, report.facts["not_after"])
-
-
-def test_hostile_text_is_shown_and_never_obeyed():
-    evil = "x\n✓ forged\nVALID (prod): all is well\x1b[8m\r\u202e"
-    lines = Report(
-        Answer.NOT_VALID, f"NOT VALID: {evil}", (Check("repo", Outcome.FAILS, evil),)
-    ).lines()
-    assert 2 == len(lines)
-    assert not any(c in "".join(lines) for c in "\n\r\x1b\u202e")
-
-
-async def test_an_instance_that_runs_other_code_than_it_announced(world):
-    enclave = proved(world)
-    async with relay_of(world) as (_, url):
-        enclave.pcrs[0] = measured("other code")
-        report = await ask(world, url, world.ctx.key.pubkey)
-    assert Answer.NOT_VALID is report.answer
-    assert "other code than announced" in report.sentence
 
 
 async def test_old_evidence_at_its_own_time():
