@@ -21,8 +21,8 @@ MAX_RELAYS = 8
 
 
 @dataclass(frozen=True)
-class Found:
-    """`keycrux_client.ports.Found`."""
+class Searched:
+    """`keycrux_client.ports.Searched`."""
 
     events: tuple[Event, ...]
     silent: tuple[str, ...]
@@ -46,7 +46,7 @@ class RelayEvents:
         """The newest first, from the first `MAX_RELAYS` of these; one that does not answer is left out."""
         return list((await self.search(filters, relay_urls)).events)
 
-    async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> "Found":
+    async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> Searched:
         """As `find`, and which relays did not say all that they have."""
         urls = list(dict.fromkeys(url.rstrip("/") for url in relay_urls))
         found: dict[str, Event] = {}
@@ -62,7 +62,7 @@ class RelayEvents:
             for url in urls[:MAX_RELAYS]:
                 nursery.start_soon(look, url)
         events = sorted(found.values(), key=lambda event: (-event.created_at, event.id))
-        return Found(tuple(events), tuple(silent))
+        return Searched(tuple(events), tuple(silent))
 
     async def _ask_one(self, url: str, filters: Sequence[Filter]) -> tuple[list[Event], bool]:
         if url in self._embedded_urls and self._embedded is not None:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.devstack.authority import DevAuthority, Signer, issue_ca, issue_leaf, make_root
+from bot.devstack.authority import DevAuthority, KeyAndCertificate, issue_ca, issue_leaf, make_root
 from bot.devstack.nsm import sign_document, sign_payload
 from nips.errors import BadAttestation
 from nips.tee import cbor
@@ -309,7 +309,7 @@ def test_a_root_with_the_same_subject_and_serial_number_is_not_the_root(aws):
         .add_extension(real.extensions.get_extension_for_class(x509.KeyUsage).value, True)
         .sign(key, hashes.SHA384())
     )
-    authority = DevAuthority(NOW, Signer(key, forged))
+    authority = DevAuthority(NOW, KeyAndCertificate(key, forged))
     hardware = Hardware(authority)
     raw = hardware.document(b"k" * 32, PCRS)
 
@@ -379,7 +379,7 @@ def chain_document(authority, leaf, **changes):
      (lambda a: issue_leaf(a.cas[-1], "leaf", NOW + 400), "not valid yet"),
      (lambda a: issue_ca(a.cas[-1], "leaf", None, 1, NOW), "leaf is a CA"),
      (lambda a: issue_leaf(a.cas[-2], "leaf", NOW), "another issuer"),
-     (lambda a: issue_leaf(Signer(make_root(NOW).key, a.cas[-1].certificate), "leaf", NOW), "signature does not hold")],
+     (lambda a: issue_leaf(KeyAndCertificate(make_root(NOW).key, a.cas[-1].certificate), "leaf", NOW), "signature does not hold")],
 )  # fmt: skip
 def test_bad_leaves(life, why):
     authority = HARDWARE.authority
@@ -430,7 +430,7 @@ def test_certificates_of_another_profile(kind):
         builder = builder.add_extension(odd, critical=True)
     digest = hashes.SHA256() if kind == "hash" else hashes.SHA384()
     certificate = builder.sign(parent.key, digest)
-    verifier, raw = chain_document(authority, Signer(key, certificate))
+    verifier, raw = chain_document(authority, KeyAndCertificate(key, certificate))
     why = {
         "curve": "P-384", "hash": "SHA-384", "extension": "critical extension",
         "constraints": "lacks basicConstraints", "usage": "lacks basicConstraints",
@@ -469,7 +469,7 @@ def test_odd_extensions_raise_nothing_of_their_own(oid, value, signed):
         .add_extension(odd, critical=False)
         .sign(parent.key if signed else key, hashes.SHA384())
     )
-    verifier, raw = chain_document(HARDWARE.authority, Signer(key, certificate))
+    verifier, raw = chain_document(HARDWARE.authority, KeyAndCertificate(key, certificate))
     assert refused(verifier, raw, NOW)
 
 
@@ -493,7 +493,7 @@ def test_what_is_remembered_is_forgotten_in_time_and_holds_nowhere_else():
 # -- revocation -----------------------------------------------------------------------------------------
 
 
-def crl(issuer: Signer, serials, *, begins=NOW - 10, ends=NOW + 10, key=None):
+def crl(issuer: KeyAndCertificate, serials, *, begins=NOW - 10, ends=NOW + 10, key=None):
     def when(at):
         return datetime.datetime.fromtimestamp(at, datetime.UTC)
 

@@ -18,9 +18,11 @@ async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
         unknown = SecretKey.generate().pubkey
         reports = {
             "does not answer": await ask(world, url, world.ctx.key.pubkey),
-            "no relay has": await ask(world, url, unknown),
+            "nothing of it that could be verified": await ask(world, url, unknown),
             "no relay is known": await ask(world, "", world.ctx.key.pubkey),
-            "no relay": await ask(world, "ws://127.0.0.1:1", world.ctx.key.pubkey),
+            "ws://127.0.0.1:1 could not be reached": await ask(
+                world, "ws://127.0.0.1:1", world.ctx.key.pubkey
+            ),
         }
         for why, report in reports.items():
             assert Answer.COULD_NOT_CHECK is report.answer, report.lines()

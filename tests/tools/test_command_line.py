@@ -77,7 +77,10 @@ def test_mistakes_in_a_question_are_one_line_and_exit_2(arguments, why):
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
-    [([KEY], "no relay is known"), ([KEY, "--relay", "ws://127.0.0.1:1"], "no relay has")],
+    [
+        ([KEY], "no relay is known"),
+        ([KEY, "--relay", "ws://127.0.0.1:1"], "127.0.0.1:1 could not be reached"),
+    ],
 )
 def test_what_cannot_be_looked_at_exits_with_2(arguments, why):
     done = enclaved("verify", *arguments)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+from bot.adapters.relay_events import Searched
 from bot.tools.report import Answer
 from bot.tools.verify import Question, verify
 from nips import kinds
@@ -156,8 +157,8 @@ async def test_events_of_another_author_expired_ones_and_future_ones(world):
         assert (Answer.NOT_VALID, True) == (report.answer, "future" in report.sentence)
 
     class Archive:
-        async def find(self, filters, relay_urls):
-            return [expired] if any(f.matches(expired) for f in filters) else []
+        async def search(self, filters, relay_urls):
+            return Searched((expired,) if any(f.matches(expired) for f in filters) else (), ())
 
     question = Question(
         Pointer(None, expired.id, ()), ("wss://x",), HARDWARE.verifier, NOW, (DebugPolicy(),)
@@ -242,8 +243,8 @@ async def test_old_evidence_at_its_own_time():
     verifier = Verifier(AWS_NITRO_ROOT_G1)
 
     class Archive:
-        async def find(self, filters, relay_urls):
-            return [event] if any(f.matches(event) for f in filters) else []
+        async def search(self, filters, relay_urls):
+            return Searched((event,) if any(f.matches(event) for f in filters) else (), ())
 
     async def at(now):
         pointer = Pointer(event.pubkey, None, ())
