@@ -74,13 +74,26 @@ async def publish_containers(world, server):
         server.publish(parse_event_json_untrusted(item.event_json))
 
 
-async def ask(world, url, pubkey=None, *, event_id=None, policies=None, verifier=None, **options):
-    pointer = Pointer(pubkey, event_id, ())
+@asynccontextmanager
+async def relay_holding(world, *events):
+    """A relay that keeps what it has, whatever happened since; no instance listens there."""
+    server = RelayServer(world.clock, name="old", pubkey=None)
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(server.serve, "127.0.0.1", 0)
+        for event in events:
+            server.publish(event)
+        yield f"ws://127.0.0.1:{port}"
+        nursery.cancel_scope.cancel()
+
+
+async def ask(world, *urls, policies=None, verifier=None, own=(), **options):
+    """`verify` over these relays, for ``pubkey`` or ``event_id``; ``own``: relays on this machine that may come up."""
+    pointer = Pointer(options.pop("pubkey", None), options.pop("event_id", None), ())
     question = Question(
-        pointer, (url,) if url else (), verifier or HARDWARE.verifier, world.clock.now(),
+        pointer, urls, verifier or HARDWARE.verifier, world.clock.now(),
         tuple(policies or [DebugPolicy()]), **options,
     )  # fmt: skip
-    return await verify(question, RelayEvents([url] if url else []))
+    return await verify(question, RelayEvents([*urls, *own]))
 
 
 def answering(world, change):

@@ -1,12 +1,12 @@
 """The instance is asked to prove itself now: what it answers, and what no answer means."""
 
-from dataclasses import replace
-
 from bot.tools.report import Answer
+from nips import kinds
+from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.rpc import RpcReply
 from tests.evidence import HARDWARE, Enclave, measured
-from tests.tools.instance import answering, ask, proved, publish_containers, relay_of
+from tests.tools.instance import answering, ask, proved, relay_holding, relay_of
 
 
 async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
@@ -17,9 +17,9 @@ async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
     async with relay_of(world, answers=False) as (server, url):
         unknown = SecretKey.generate().pubkey
         reports = {
-            "does not answer": await ask(world, url, world.ctx.key.pubkey),
-            "nothing of it that could be verified": await ask(world, url, unknown),
-            "no relay is known": await ask(world, "", world.ctx.key.pubkey),
+            "does not answer": await ask(world, url, pubkey=world.ctx.key.pubkey),
+            "nothing of it that could be verified": await ask(world, url, pubkey=unknown),
+            "no relay is known": await ask(world, pubkey=world.ctx.key.pubkey),
             "ws://127.0.0.1:1 could not be reached": await ask(
                 world, "ws://127.0.0.1:1", world.ctx.key.pubkey
             ),
@@ -27,18 +27,16 @@ async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
         for why, report in reports.items():
             assert Answer.COULD_NOT_CHECK is report.answer, report.lines()
             assert why in report.sentence
-        offline = await ask(world, url, world.ctx.key.pubkey, ask_instance=False)
+        offline = await ask(world, url, pubkey=world.ctx.key.pubkey, ask_instance=False)
         assert Answer.VALID is offline.answer
         assert "just now" not in offline.sentence
     pubkey = await world.deployed()
-    async with relay_of(world) as (server, url):
-        server._events = type(server._events)(100, 1 << 20, None)
-        await world.store.write(
-            lambda tx: tx.save_container(replace(tx.container(pubkey), dirty=True))
-        )
-        await publish_containers(world, server)
-        report = await ask(world, url, pubkey)
-        assert "no relay knows its instance" in report.sentence
+    async with relay_of(world) as (server, _):
+        (event,) = server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
+    async with relay_holding(world, event) as url:
+        report = await ask(world, url, pubkey=pubkey)
+    assert Answer.COULD_NOT_CHECK is report.answer
+    assert f"no relay knows its instance: {url} has nothing of its instance" in report.sentence
 
 
 async def test_an_instance_that_answers_the_challenge_wrongly(world):
@@ -60,7 +58,7 @@ async def test_an_instance_that_answers_the_challenge_wrongly(world):
     }
     for why, lie in lies.items():
         async with relay_of(world, tamper=answering(world, lie)) as (_, url):
-            report = await ask(world, url, world.ctx.key.pubkey)
+            report = await ask(world, url, pubkey=world.ctx.key.pubkey)
         assert Answer.NOT_VALID is report.answer, why
         assert why in report.sentence
 
@@ -69,7 +67,7 @@ async def test_an_instance_that_is_busy_is_not_a_fraud(world):
     proved(world)
     busy = answering(world, lambda _: RpcReply("", None, "rate-limited: slow down"))
     async with relay_of(world, tamper=busy) as (_, url):
-        report = await ask(world, url, world.ctx.key.pubkey)
+        report = await ask(world, url, pubkey=world.ctx.key.pubkey)
     assert Answer.COULD_NOT_CHECK is report.answer
     assert "rate-limited: slow down" in report.sentence
 
@@ -78,6 +76,6 @@ async def test_an_instance_that_runs_other_code_than_it_announced(world):
     enclave = proved(world)
     async with relay_of(world) as (_, url):
         enclave.pcrs[0] = measured("other code")
-        report = await ask(world, url, world.ctx.key.pubkey)
+        report = await ask(world, url, pubkey=world.ctx.key.pubkey)
     assert Answer.NOT_VALID is report.answer
     assert "other code than announced" in report.sentence

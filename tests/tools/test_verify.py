@@ -24,7 +24,9 @@ async def test_an_instance_is_valid_and_the_report_says_all(world):
     enclave = proved(world)
     async with relay_of(world) as (_, url):
         expected = ExpectedMaintainers(frozenset(key.pubkey for key in enclave.maintainers))
-        report = await ask(world, url, world.ctx.key.pubkey, policies=[DebugPolicy(), expected])
+        report = await ask(
+            world, url, pubkey=world.ctx.key.pubkey, policies=[DebugPolicy(), expected]
+        )
 
     assert Answer.VALID is report.answer, report.lines()
     assert report.sentence.startswith("VALID (prod)")
@@ -40,7 +42,7 @@ async def test_a_container_is_valid_with_its_image_and_its_instance(world):
     proved(world)
     pubkey = await world.deployed()
     async with relay_of(world) as (server, url):
-        report = await ask(world, url, pubkey)
+        report = await ask(world, url, pubkey=pubkey)
         assert Answer.VALID is report.answer, report.lines()
         image = f"docker://example.com/app@{DIGEST}"
         assert (image, pubkey, world.ctx.key.pubkey) == (
@@ -92,17 +94,19 @@ async def test_expectations_that_are_not_met(world):
             (ExpectedMaintainers(frozenset({SecretKey.generate().pubkey})), "not signed by"),
             (ExpectedMaintainers(frozenset()), "nobody can vouch"),
         ):
-            report = await ask(world, url, world.ctx.key.pubkey, policies=[policy])
+            report = await ask(world, url, pubkey=world.ctx.key.pubkey, policies=[policy])
             assert Answer.NOT_VALID is report.answer
             assert why in report.sentence
-        by_aws = await ask(world, url, world.ctx.key.pubkey, verifier=Verifier(AWS_NITRO_ROOT_G1))
+        by_aws = await ask(
+            world, url, pubkey=world.ctx.key.pubkey, verifier=Verifier(AWS_NITRO_ROOT_G1)
+        )
         assert Answer.NOT_VALID is by_aws.answer
         assert "trusted root" in by_aws.sentence
 
 
 async def test_an_instance_outside_of_an_enclave_proves_nothing(world):
     async with relay_of(world) as (_, url):
-        report = await ask(world, url, world.ctx.key.pubkey)
+        report = await ask(world, url, pubkey=world.ctx.key.pubkey)
     assert (Answer.NOT_VALID, True) == (report.answer, "exactly one tee_root" in report.sentence)
 
 
@@ -126,13 +130,13 @@ async def test_an_app_is_found_by_what_it_signed_itself_and_by_nobody_elses_word
     )
     async with relay_of(world) as (server, url):
         server.publish(sign_event(SecretKey.generate(), kinds.CONTAINER, "", claims, NOW))
-        report = await ask(world, url, app.pubkey)
+        report = await ask(world, url, pubkey=app.pubkey)
         assert Answer.COULD_NOT_CHECK is report.answer, (
             "containers name it, but it said nothing itself"
         )
         server.publish(sign_event(app, kinds.NOTE, "hello", [], NOW))
         server.publish(sign_event(app, kinds.NOTE, "certified", tags, NOW - 1))
-        report = await ask(world, url, app.pubkey)
+        report = await ask(world, url, pubkey=app.pubkey)
         assert Answer.VALID is report.answer, report.lines()
         assert f"{npub(app.pubkey)} is an app in a container of docker://" in report.sentence
 
@@ -148,7 +152,7 @@ async def test_events_of_another_author_expired_ones_and_future_ones(world):
         for event in (future, good):
             server.publish(event)
         assert Answer.VALID is (await ask(world, url, event_id=good.id)).answer
-        report = await ask(world, url, SecretKey.generate().pubkey, event_id=good.id)
+        report = await ask(world, url, pubkey=SecretKey.generate().pubkey, event_id=good.id)
         assert (Answer.NOT_VALID, True) == (
             report.answer,
             "another key's than asked" in report.sentence,
@@ -203,10 +207,10 @@ async def test_a_container_certified_by_other_code_or_long_ago(world):
 async def test_signatures_of_keys_that_nobody_named_are_told_as_such(world):
     enclave = proved(world)
     async with relay_of(world) as (_, url):
-        report = await ask(world, url, world.ctx.key.pubkey)
+        report = await ask(world, url, pubkey=world.ctx.key.pubkey)
         assert "signed by 2 keys that you did not name" in report.sentence
         named = ExpectedMaintainers(frozenset(key.pubkey for key in enclave.maintainers))
-        report = await ask(world, url, world.ctx.key.pubkey, policies=[named])
+        report = await ask(world, url, pubkey=world.ctx.key.pubkey, policies=[named])
         assert "signed by the maintainers that you named" in report.sentence
 
 
