@@ -1,5 +1,6 @@
 """What ``enclaved verify`` found, for a person and for a program."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -39,3 +40,8 @@ class Report:
         """One line a step, and the sentence: an event must not write a verdict of its own."""
         steps = [f"{_MARKS[c.outcome]} {c.name}: {c.evidence}" for c in self.checks]
         return [printable(line) for line in [*steps, self.sentence]]
+
+
+def say_silent(relay_urls: Sequence[str]) -> str:
+    """What was not heard: nobody knows what these relays hold."""
+    return f"{', '.join(relay_urls)} could not be reached, or did not answer in time"

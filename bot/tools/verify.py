@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bot.adapters.relay_events import RelayEvents, Searched
 from bot.tools.challenge import Line, check_answer, line_to
-from bot.tools.report import Answer, Report
+from bot.tools.report import Answer, Report, say_silent
 from handlers.domain.lifecycle import State
 from handlers.errors import Code
 from nips import kinds
@@ -78,7 +78,7 @@ class _Verification:
     def _report(self, answer: Answer, sentence: str) -> Report:
         if self._silent:
             self._facts["silent_relays"] = self._silent
-            self._exam.note("relays", Outcome.ABSENT, _say_silent(self._silent))
+            self._exam.note("relays", Outcome.ABSENT, say_silent(self._silent))
         return Report(answer, sentence, self._exam.verdict().checks, self._facts)
 
     # -- what is asked about ----------------------------------------------------------------------
@@ -132,7 +132,7 @@ class _Verification:
         told = (
             [f"{', '.join(heard)} {'has' if len(heard) == 1 else 'have'} {what}"] if heard else []
         )
-        return "; ".join([*told, *([_say_silent(found.silent)] if found.silent else [])])
+        return "; ".join([*told, *([say_silent(found.silent)] if found.silent else [])])
 
     # -- what its author took back ------------------------------------------------------------------
 
@@ -356,10 +356,6 @@ class _Verification:
             return f"{code}, signed by no maintainer"
         keys = "key" if signed == 1 else "keys"
         return f"{code}, signed by {signed} {keys} that you did not name (see --maintainer)"
-
-
-def _say_silent(urls: Sequence[str]) -> str:
-    return f"{', '.join(urls)} could not be reached, or did not answer in time"
 
 
 def _unasked(error: str | None, when: str = "challenged") -> _Unknown:

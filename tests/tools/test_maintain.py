@@ -1,6 +1,7 @@
 """Maintainers: sign with a key, publish, check."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,21 @@ async def test_sign_then_publish_then_check():
     assert (await at.check(REF)).verdict.is_signed_by_all
     with pytest.raises(CannotRelease, match="not signed by"):
         await at.announce_image(REF, KeySigner(signers[0]), is_prod=False, now=NOW)
+
+
+async def test_a_relay_that_is_not_heard_is_not_a_missing_signature():
+    """A check over a relay that was down said "not signed", as for an image that nobody vouches for."""
+    key = SecretKey.generate()
+    at = replace(desk([key]), relay_urls=("wss://down",))
+    silent = "wss://down could not be reached, or did not answer in time"
+    with pytest.raises(CannotRelease, match=f"unknown: {silent}"):
+        await at.check(REF)
+    with pytest.raises(CannotRelease, match=f"not signed by {key.pubkey}; {silent}"):
+        await at.announce_image(REF, KeySigner(key), is_prod=True, now=NOW)
+    event, _ = await at.sign_image(REF, KeySigner(key), is_prod=True, now=NOW)
+    at.relays.relays[RELAY].append(event)
+    assert (await at.check(REF)).verdict.is_signed_by_all, "who was heard is enough"
+    assert not (await desk([key]).check(REF)).verdict.is_signed_by_all
 
 
 async def test_what_cannot_be_signed():
