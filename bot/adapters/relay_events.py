@@ -22,7 +22,7 @@ MAX_RELAYS = 8
 
 @dataclass(frozen=True)
 class Searched:
-    """`keycrux_client.ports.Searched`."""
+    """`keycrux_client.ports.Searched`: ``silent`` in the order in which they were asked."""
 
     events: tuple[Event, ...]
     silent: tuple[str, ...]
@@ -50,19 +50,19 @@ class RelayEvents:
         """As `find`, and which relays did not say all that they have."""
         urls = list(dict.fromkeys(url.rstrip("/") for url in relay_urls))
         found: dict[str, Event] = {}
-        silent: list[str] = urls[MAX_RELAYS:]
+        heard: set[str] = set()
 
         async def look(url: str) -> None:
             events, is_all = await self._ask_one(url, filters)
             found.update((event.id, event) for event in events)
-            if not is_all:
-                silent.append(url)
+            if is_all:
+                heard.add(url)
 
         async with trio.open_nursery() as nursery:
             for url in urls[:MAX_RELAYS]:
                 nursery.start_soon(look, url)
         events = sorted(found.values(), key=lambda event: (-event.created_at, event.id))
-        return Searched(tuple(events), tuple(silent))
+        return Searched(tuple(events), tuple(url for url in urls if url not in heard))
 
     async def _ask_one(self, url: str, filters: Sequence[Filter]) -> tuple[list[Event], bool]:
         if url in self._embedded_urls and self._embedded is not None:

@@ -169,6 +169,8 @@ async def _unlock(
         )
         for pubkey, reason in found.refused:
             log.warning("an escrow service is not believed", service=pubkey, why=reason)
+        if found.silent:
+            log.warning("relays of escrow services do not answer", relays=list(found.silent))
         return found
 
     credentials = Credentials(policy.repo, standing.signatures.releases)
