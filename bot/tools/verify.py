@@ -7,11 +7,11 @@ and looked for on all relays that are known. Then the instance is challenged, an
 What could not be looked at is never reported as good: the exit code is 0 only when all of it holds.
 """
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from bot.adapters.relay_events import RelayEvents, Searched
+from bot.adapters.relay_events import RelayEvents
 from bot.tools.challenge import Line, check_answer, line_to
+from bot.tools.lookup import INSTANCE, Lookup
 from bot.tools.report import Answer, Report, say_silent
 from handlers.domain.lifecycle import State
 from handlers.errors import Code
@@ -22,13 +22,9 @@ from nips.filters import Filter
 from nips.nip19 import Pointer, npub
 from nips.tee.attestation import Verifier
 from nips.tee.certificates import Certified, verify_certified
-from nips.tee.lifetime import CLOCK_SKEW_S
 from nips.tee.policies import ExpectedMaintainers, InstanceEvidence, MaxAge, Policy
 from nips.tee.verdict import Check, Examination, Outcome, Verdict
 from nips.tee.verification import verify_announcement, verify_container
-
-MAX_OWN_EVENTS = 100
-_INSTANCE = frozenset({kinds.ANNOUNCEMENT, kinds.OLD_ANNOUNCEMENT})
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,9 @@ async def verify(question: Question, relays: RelayEvents) -> Report:
 class _Verification:
     def __init__(self, question: Question, relays: RelayEvents) -> None:
         self._question, self._relays = question, relays
+        self._lookup = Lookup(relays, question.relay_urls, question.now)
         self._exam = Examination()
         self._facts: dict[str, object] = {}
-        self._silent: list[str] = []
 
     async def report(self) -> Report:
         try:
@@ -76,9 +72,10 @@ class _Verification:
         return self._report(Answer.VALID, self._sentence(*proved))
 
     def _report(self, answer: Answer, sentence: str) -> Report:
-        if self._silent:
-            self._facts["silent_relays"] = self._silent
-            self._exam.note("relays", Outcome.ABSENT, say_silent(self._silent))
+        silent = self._lookup.silent
+        if silent:
+            self._facts["silent_relays"] = silent
+            self._exam.note("relays", Outcome.ABSENT, say_silent(silent))
         return Report(answer, sentence, self._exam.verdict().checks, self._facts)
 
     # -- what is asked about ----------------------------------------------------------------------
@@ -89,107 +86,37 @@ class _Verification:
             raise _Unknown("no relay is known to ask; name one with --relay, or give an nprofile")
         pointer = self._question.pointer
         if pointer.event_id is not None:
-            found = await self._find(Filter(ids=frozenset({pointer.event_id})))
+            found = await self._lookup.find(Filter(ids=frozenset({pointer.event_id})))
         else:
-            found = await self._by_key(pointer.pubkey or "")
+            found = await self._lookup.by_key(pointer.pubkey or "")
         if not found.events:
-            raise _Unknown(self._nobody_has(found, "nothing of it that could be verified"))
+            nobody = self._lookup.nobody_has(found, "nothing of it that could be verified")
+            raise _Unknown(nobody)
         subject = found.events[0]
         if pointer.pubkey not in (None, subject.pubkey):
             self._exam.note("author", Outcome.FAILS, "the event is another key's than asked about")
         return subject
 
-    async def _by_key(self, pubkey: str) -> Searched:
-        authors = frozenset({pubkey})
-        told = await self._find(
-            Filter(kinds=_INSTANCE | {kinds.CONTAINER}, authors=authors, until=self._until)
-        )
-        if told.events:
-            return told
-        # An app shows its certificates in events of its own. What a container says of it would be the
-        # container's word alone: anybody's enclave could name anybody's key.
-        own = await self._find(Filter(authors=authors, until=self._until, limit=MAX_OWN_EVENTS))
-        certified = [event for event in own.events if event.has_tag("tee_root")]
-        gone = await self._deleted(certified)
-        live = [event for event in certified if event.id not in gone]
-        return Searched(tuple(live or certified), own.silent)
-
-    async def _find(self, *wanted: Filter, also: Sequence[str] = ()) -> Searched:
-        urls = [*self._question.relay_urls, *also]
-        found = await self._relays.search(wanted, urls)
-        self._silent += [url for url in found.silent if url not in self._silent]
-        return found
-
-    @property
-    def _until(self) -> int:
-        # A relay must not leave out what an honest clock, a little ahead of ours, has just dated.
-        return self._question.now + CLOCK_SKEW_S
-
-    def _nobody_has(self, found: Searched, what: str) -> str:
-        """Which relays had nothing, and which were not heard: only the first says something of the subject."""
-        urls = [url.rstrip("/") for url in self._question.relay_urls]
-        heard = [url for url in dict.fromkeys(urls) if url not in found.silent]
-        told = (
-            [f"{', '.join(heard)} {'has' if len(heard) == 1 else 'have'} {what}"] if heard else []
-        )
-        return "; ".join([*told, *([say_silent(found.silent)] if found.silent else [])])
-
-    # -- what its author took back ------------------------------------------------------------------
-
     async def _current(self, subject: Event, instance: InstanceEvidence) -> Event | None:
-        """What its author says of itself now: the subject, or for a key what came after it; None for nothing.
-
-        Any relay may show what was deleted long ago, so all are asked, those of the instance as well.
-        """
-        newest, ties = subject, [subject]
-        if subject.kind == kinds.CONTAINER:
-            later = await self._find(
-                Filter(
-                    kinds=frozenset({kinds.CONTAINER}),
-                    authors=frozenset({subject.pubkey}),
-                    since=subject.created_at,
-                    until=self._until,
-                    limit=MAX_OWN_EVENTS,
-                ),
-                also=instance.relay_urls,
-            )
-            newest = max([subject, *later.events], key=lambda event: event.created_at)
-            ties = [e for e in (subject, *later.events) if e.created_at == newest.created_at]
-        gone = await self._deleted([subject, *ties], instance.relay_urls)
-        live = [event for event in ties if event.id not in gone]
-        asked_by_id = self._question.pointer.event_id is not None
-        if not live or (asked_by_id and subject.id in gone):
+        """The subject, or for a key what it announced after it; None when its author took that back."""
+        newest = await self._lookup.newest(subject, instance.relay_urls)
+        gone = await self._lookup.deleted([subject, *newest], instance.relay_urls)
+        live = [event for event in newest if event.id not in gone]
+        by_id = self._question.pointer.event_id is not None
+        if not live or (by_id and subject.id in gone):
             self._exam.note("deletion", Outcome.FAILS, "its own author deleted the announcement")
             return None
-        if asked_by_id and subject not in live:
+        if by_id and subject not in live:
             self._exam.note("deletion", Outcome.FAILS, "a newer announcement took its place")
             return None
         self._exam.note("deletion", Outcome.HOLDS, "no relay that answers knows of one")
         return subject if subject in live else live[0]
 
-    async def _deleted(self, events: Sequence[Event], also: Sequence[str] = ()) -> Collection[str]:
-        """The ids that a deletion by their own author names (NIP-09)."""
-        if not events:
-            return ()
-        found = await self._find(
-            Filter(
-                kinds=frozenset({kinds.DELETION}),
-                authors=frozenset(event.pubkey for event in events),
-                tags={"e": frozenset(event.id for event in events)},
-                until=self._until,
-            ),
-            also=also,
-        )
-        named = {
-            (deletion.pubkey, i) for deletion in found.events for i in deletion.tag_values("e")
-        }
-        return {event.id for event in events if (event.pubkey, event.id) in named}
-
     # -- from the subject up to the root ------------------------------------------------------------
 
     async def _whole(self, subject: Event) -> tuple[Event, InstanceEvidence] | None:
         """What holds, and of which event."""
-        if subject.kind in _INSTANCE:
+        if subject.kind in INSTANCE:
             instance = await self._instance(subject)
             return (subject, instance) if instance is not None else None
         certified = self._certified(subject)
@@ -225,15 +152,9 @@ class _Verification:
         return certified
 
     async def _instance_of(self, certified: Certified) -> InstanceEvidence | None:
-        announced = await self._find(
-            Filter(
-                kinds=frozenset({kinds.ANNOUNCEMENT}),
-                authors=frozenset({certified.root.pubkey}),
-                until=self._until,
-            )
-        )
+        announced = await self._lookup.announcement_of(certified.root.pubkey)
         if not announced.events:
-            nobody = self._nobody_has(announced, "nothing of its instance")
+            nobody = self._lookup.nobody_has(announced, "nothing of its instance")
             raise _Unknown(
                 f"the container's evidence holds, but no relay knows its instance: {nobody}"
             )

@@ -21,7 +21,7 @@ async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
             "nothing of it that could be verified": await ask(world, url, pubkey=unknown),
             "no relay is known": await ask(world, pubkey=world.ctx.key.pubkey),
             "ws://127.0.0.1:1 could not be reached": await ask(
-                world, "ws://127.0.0.1:1", world.ctx.key.pubkey
+                world, "ws://127.0.0.1:1", pubkey=world.ctx.key.pubkey
             ),
         }
         for why, report in reports.items():
