@@ -39,7 +39,7 @@ ROUTES: tuple[Route, ...] = (
     Route("topup", TopupParams, topup, "An invoice that feeds a container's balance; anybody may pay.",
           "pubkey, invoice", tell_topup),
     Route("balance", BalanceParams, balance, "What is left and how long it lasts.",
-          "state, balance_msat, balance_sat, lasts_s, withdrawable_sat", tell_balance),
+          "state, detail, balance_msat, balance_sat, lasts_s, withdrawable_sat", tell_balance),
     Route("withdraw", WithdrawParams, withdraw, "Pay the balance out to an invoice.",
           "payment_id, payment_hash, amount_sat, state (settled, unknown), preimage", tell_withdraw,
           public=False, admin_only=True),

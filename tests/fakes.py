@@ -4,6 +4,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass, field, replace
 
+from bot.adapters.relay_events import Searched
 from handlers.context import Context, Policy, Presence
 from handlers.domain.evidence import Book
 from handlers.domain.ledger import MAIN_WALLET
@@ -322,7 +323,7 @@ class FakeRegistry:
 
 @dataclass
 class FakeEvents:
-    """Relays by URL, each with the events it holds."""
+    """Relays by URL, each with the events it holds; any other is silent."""
 
     relays: dict[str, list[Event]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -331,6 +332,10 @@ class FakeEvents:
         self.asked += relay_urls
         held = [event for url in relay_urls for event in self.relays.get(url, [])]
         return [event for event in held if any(f.matches(event) for f in filters)]
+
+    async def search(self, filters, relay_urls):
+        silent = tuple(url for url in relay_urls if url not in self.relays)
+        return Searched(tuple(await self.find(filters, relay_urls)), silent)
 
 
 class Quiet:

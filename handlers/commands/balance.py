@@ -34,6 +34,7 @@ def _balance(tx: Tx, facts: Facts, pubkey: str) -> dict[str, Any] | Refusal:
     return {
         "pubkey": pubkey,
         "state": wire_state(row.state),
+        "detail": row.state.value,
         "balance_msat": msat,
         "balance_sat": sat_floor(msat),
         "lasts_s": row.tariff.affordable_ms(row.units, msat, 0) // 1_000,

@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import bot.boot.wake
 from bot.adapters.nsm import NsmUnusable
-from bot.adapters.relay_events import Found
+from bot.adapters.relay_events import Searched
 from bot.boot.standing import EscrowTrust, ReleasePolicy
 from bot.boot.unlock import Halted
 from bot.boot.wake import wake
@@ -35,7 +35,7 @@ class Nowhere:
     """Relays that know nothing, and say so."""
 
     async def search(self, filters, relay_urls):
-        return Found((), ())
+        return Searched((), ())
 
 
 @pytest.fixture

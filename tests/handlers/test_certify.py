@@ -19,7 +19,7 @@ from nips.event import parse_event_json_untrusted, parse_event_untrusted, sign_e
 from nips.keys import SecretKey
 from nips.tee.certificates import Role, verify_certified
 from tests.evidence import HARDWARE, NOW
-from tests.test_verify import proved
+from tests.tools.instance import proved
 
 ENDPOINT = "ws://enclaved:7070"
 

@@ -34,7 +34,7 @@ from nips.tee.policies import DebugPolicy
 from nips.tee.verification import verify_announcement, verify_container
 from tests.evidence import HARDWARE, NOW, build_image_signature
 from tests.fakes import IMAGE_ID, altered
-from tests.test_verify import HomeAttester, proved
+from tests.tools.instance import HomeAttester, proved
 
 NONCE = "ab" * 32
 REPO, RELAY = "https://example.com/app", "wss://signers.example.com"
