@@ -27,7 +27,13 @@ async def mint(
 
 
 def to_record(
-    minted: Minted, container: str, wallet: str, now: int, zap_request: str | None = None
+    minted: Minted,
+    container: str,
+    wallet: str,
+    now: int,
+    zap_request: str | None = None,
+    *,
+    anonymous: bool = False,
 ) -> InvoiceRecord:
     """What to remember, so that its payment is looked for and credited."""
     return InvoiceRecord(
@@ -40,6 +46,7 @@ def to_record(
         wallet=wallet,
         next_look_at=now,
         zap_request=zap_request,
+        anonymous=anonymous,
     )
 
 

@@ -95,6 +95,7 @@ class InvoiceRecord:
     next_look_at: int = 0
     answered_at: int = 0  # when the wallet last said that it is not paid yet
     zap_request: str | None = None
+    anonymous: bool = False  # asked for over LNURL, by anybody
 
 
 class OutgoingState(Enum):

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,9 @@ from hypothesis import settings
 
 from bot.adapters.store.sqlite import SqliteStore
 from handlers import BY_NAME
-from handlers.context import Caller, Context
+from handlers.context import Caller, Context, Policy
 from handlers.errors import Refusal
-from handlers.loops import duties
+from handlers.loops import Loop, duties
 from handlers.params import parse_params
 from nips.keys import SecretKey
 from tests.escrow import Lane
@@ -72,6 +72,7 @@ class World:
     store: SqliteStore
     admin: str
     path: Path
+    loops: tuple[Loop, ...] = field(default_factory=lambda: duties(Policy()))
 
     async def call(
         self, method: str, caller: str | None = None, *, public: bool = False, **params
@@ -84,7 +85,7 @@ class World:
 
     async def turn(self) -> None:
         """Every loop once."""
-        for loop in duties(self.ctx.policy):
+        for loop in self.loops:
             await loop.once(self.ctx)
 
     async def run(self, seconds: float, step_s: float = 1) -> None:

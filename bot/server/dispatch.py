@@ -81,7 +81,7 @@ async def _outcome(
     if isinstance(params, Refusal):
         return params
     try:
-        return await route.handler(ctx, request.caller, params)
+        return await _handle(ctx, route, request.caller, params)
     except StoreUnavailable as unavailable_now:
         log.error(
             "store unavailable", request_id=request_id, reason=repr(unavailable_now.__cause__)
@@ -90,6 +90,15 @@ async def _outcome(
     except Exception:
         log.exception("handler failed", request_id=request_id, method=route.method)
         return Refusal(Code.INTERNAL, f"request {request_id} failed here; it is logged")
+
+
+async def _handle(ctx: Context, route: Route, caller: Caller, params: Any) -> Any | Refusal:
+    if not route.slow:
+        return await route.handler(ctx, caller, params)
+    with ctx.slow_lane.enter(caller.pubkey) as fits:
+        if not fits:
+            return Refusal(Code.RATE_LIMITED, "wait for the answers to what you asked before")
+        return await route.handler(ctx, caller, params)
 
 
 def _typed(route: Route, given: Mapping[str, object] | Words) -> Any | Refusal:

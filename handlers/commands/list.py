@@ -40,9 +40,3 @@ def _rows(tx: Tx, caller: Caller) -> list[dict[str, Any]]:
             }
         )
     return listed
-
-
-def tell_list(result: dict[str, Any]) -> str:
-    """One line per container."""
-    lines = [f"{c['name']}: {c['detail']}, {c['balance_sat']} sat" for c in result["containers"]]
-    return "\n".join(lines) or "You have no containers here."

@@ -56,7 +56,9 @@ async def mint_for(
     minted = await mint(ctx, pubkey, row.wallet, amount_msat, description, description_hash)
     if isinstance(minted, Refusal):
         return minted
-    invoice = to_record(minted, pubkey, row.wallet, ctx.clock.now(), zap_request)
+    invoice = to_record(
+        minted, pubkey, row.wallet, ctx.clock.now(), zap_request, anonymous=caller is None
+    )
     # Counted again where it counts: others asked meanwhile.
     return minted if await ctx.store.write(_add, ctx.facts(), caller, row, invoice) else _TOO_MANY
 
@@ -71,7 +73,8 @@ def _may_ask(tx: Tx, facts: Facts, caller: str | None, pubkey: str) -> Container
 def _add(tx: Tx, facts: Facts, caller: str | None, row: Container, invoice: InvoiceRecord) -> bool:
     if _has_too_many(tx, facts, caller, row):
         return False
-    _make_room(tx, facts, row)
+    if invoice.anonymous:
+        _make_room(tx, facts, row)
     tx.invoices.add(invoice)
     return True
 
@@ -85,14 +88,14 @@ def _has_too_many(tx: Tx, facts: Facts, caller: str | None, row: Container) -> b
         return False
     most = facts.policy.max_open_invoices * (2 if caller == row.admin else 1)
     open_now = [i for i in tx.invoices.list_open_of(row.pubkey) if i.expires_at > facts.now]
-    return sum(i.zap_request is None for i in open_now) >= most
+    return sum(not i.anonymous for i in open_now) >= most
 
 
 def _make_room(tx: Tx, facts: Facts, row: Container) -> None:
-    """Of zaps that nobody paid, the oldest are not asked about any more; paid after all, they are credited when the
-    wallet says so by itself."""
-    zaps = [i for i in tx.invoices.list_open_of(row.pubkey) if i.zap_request is not None]
-    for invoice in zaps[: max(0, len(zaps) - facts.policy.max_open_invoices + 1)]:
+    """Of those that anybody asked for and nobody paid, the oldest are not asked about any more; paid after all, they
+    are credited when the wallet says so by itself."""
+    anonymous = [i for i in tx.invoices.list_open_of(row.pubkey) if i.anonymous]
+    for invoice in anonymous[: max(0, len(anonymous) - facts.policy.max_open_invoices + 1)]:
         tx.invoices.save(replace(invoice, state=InvoiceState.CLOSED))
 
 

@@ -68,11 +68,6 @@ async def withdraw(
             return _result(outgoing, "unknown", None)
 
 
-def tell_withdraw(result: dict[str, Any]) -> str:
-    """The outcome in words."""
-    return f"{result['amount_sat']} sat: {result['state']}."
-
-
 def _amount(invoice: Invoice, amount_sat: int | None, now: int) -> int | Refusal:
     if invoice.expires_at <= now:
         return invalid("that invoice has expired")

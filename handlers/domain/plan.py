@@ -75,7 +75,7 @@ def _must_run(want: Wanted, have: Found | None) -> Do | None:
     match have.live:
         case Live.RUNNING:
             return None
-        case Live.CREATED | Live.REMAINS:
+        case Live.CREATED:
             return start
         case Live.EXITED:
             return start if want.progress is Progress.DUE else Do.NOTE_END

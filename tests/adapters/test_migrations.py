@@ -13,7 +13,7 @@ SCRIPTS = [
     for f in sorted(
         (
             f
-            for f in files("bot.adapters").joinpath("migrations").iterdir()
+            for f in files("bot.adapters.store").joinpath("migrations").iterdir()
             if f.name.endswith(".sql")
         ),
         key=lambda f: f.name,
@@ -39,13 +39,17 @@ def make(path, version):
         row = dict(CONTAINER)
         if version >= 4:
             row["progress"] = row.pop("standing")
+        if version >= 5:
+            row |= {"proven": 1, "crashes": 0, "retry_at": 0, "taken_out": 0, "revision": 1}
+            for name in ("announced_id", "announced_at", "dirty"):
+                del row[name]
         row["pubkey"] = PUBKEY
         insert(db, "container", row)
         insert(db, "port", {"host_port": 20_000, "container": PUBKEY, "container_port": "80/tcp"})
         insert(db, "invoice", {
             "payment_hash": "d" * 64, "container": PUBKEY, "bolt11": "ln1", "amount_msat": 9, "created_at": 1,
             "expires_at": 2, "wallet": "wallet:main", "state": "open", "next_look_at": 3, "answered_at": 0,
-        })  # fmt: skip
+        } | ({"anonymous": 0} if version >= 5 else {}))  # fmt: skip
         insert(db, "meter", {
             "container": PUBKEY, "boot_id": "x", "start_tick": 1, "charged_until_ms": 2, "remainder": 0,
         })  # fmt: skip
@@ -71,6 +75,7 @@ async def test_from_every_earlier_schema(tmp_path, version):
 
     assert ("deployed", 3, 20_000) == (row.state.value, row.generation, row.ports[0].host_port)
     assert row.trial.proven or version >= 4
+    assert row.revision == 1
     assert 9 == invoice.amount_msat
     assert (0, False, False) == (payment.fees_msat, payment.seen_unsettled, payment.told)
 

@@ -139,6 +139,7 @@ class Machine:
         self.store = CrashingStore(self.folder / "enclaved.sqlite")
         self.store.points = self.points
         self.engine.forget()
+        self.loops = duties(POLICY)
         wallet, engine = (
             CrashingWallet(self.wallet, self.points),
             CrashingEngine(self.engine, self.points),
@@ -172,9 +173,8 @@ class Machine:
             await self.until_done(partial(self._once, loop.name))
 
     async def _once(self, name: str) -> None:
-        """Of the loops that the server has now: a crash makes it anew."""
-        loop = next(loop for loop in duties(POLICY) if loop.name == name)
-        await loop.once(self.ctx)
+        """Of the loops that the server has now: a crash makes them anew."""
+        await next(loop for loop in self.loops if loop.name == name).once(self.ctx)
 
     async def withdraw_all(self, pubkey: str) -> int:
         sat = (await self.call("balance", pubkey=pubkey))["withdrawable_sat"]

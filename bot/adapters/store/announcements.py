@@ -3,7 +3,7 @@
 import sqlite3
 
 from bot.adapters.store.containers import COLUMNS, container_of, ports_of
-from bot.adapters.store.rows import CLOCK_STEP_S
+from bot.adapters.store.rows import LONGEST_WAIT_S
 from handlers.records import Announcement, Container
 
 _TOLD = "a.container, a.event_id, a.revision AS told, a.announced_at, a.profile_at"
@@ -25,7 +25,7 @@ class SqliteAnnouncements:
             "WHERE a.revision IS NULL OR a.revision <> container.revision "
             f"OR (state IN {_TOLD_AGAIN} AND (a.announced_at <= ? OR a.announced_at > ?)) LIMIT ?"
         )
-        rows = self._db.execute(sql, (now - every_s, now + CLOCK_STEP_S, limit)).fetchall()
+        rows = self._db.execute(sql, (now - every_s, now + LONGEST_WAIT_S, limit)).fetchall()
         return [(container_of(row, ports_of(self._db, row["pubkey"])), _told(row)) for row in rows]
 
     def save(self, announcement: Announcement) -> None:

@@ -3,12 +3,12 @@
 import sqlite3
 from dataclasses import asdict
 
-from bot.adapters.store.rows import CLOCK_STEP_S, insert, plain
+from bot.adapters.store.rows import due_values, insert, is_due, plain
 from handlers.records import InvoiceRecord, InvoiceState
 
 _COLUMNS = (
     "payment_hash, container, bolt11, amount_msat, created_at, expires_at, wallet, state, next_look_at, answered_at, "
-    "zap_request"
+    "zap_request, anonymous"
 )
 
 
@@ -32,8 +32,8 @@ class SqliteInvoices:
         )
 
     def list_due(self, now: int, limit: int) -> list[InvoiceRecord]:
-        where = "WHERE state = 'open' AND (next_look_at <= ? OR next_look_at > ?) ORDER BY next_look_at LIMIT ?"
-        return self._list(where, now, now + CLOCK_STEP_S, limit)
+        where = f"WHERE state = 'open' AND {is_due('next_look_at')} ORDER BY next_look_at LIMIT ?"
+        return self._list(where, *due_values(now), limit)
 
     def list_open_of(self, container: str) -> list[InvoiceRecord]:
         return self._list("WHERE state = 'open' AND container = ? ORDER BY created_at", container)
@@ -51,7 +51,9 @@ class SqliteInvoices:
 
     def _list(self, where: str, *values: object) -> list[InvoiceRecord]:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM invoice {where}", values)
-        return [
-            InvoiceRecord(**{**row, "state": InvoiceState(row["state"])})
-            for row in map(dict, rows)
-        ]
+        return [_invoice(dict(row)) for row in rows]
+
+
+def _invoice(row: dict[str, object]) -> InvoiceRecord:
+    typed = {"state": InvoiceState(row["state"]), "anonymous": bool(row["anonymous"])}
+    return InvoiceRecord(**{**row, **typed})  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
-from bot.adapters.store.rows import CLOCK_STEP_S, insert
+from bot.adapters.store.rows import due_values, insert, is_due
 from handlers.records import Intent, OutboxItem
 from nips.event import Event
 
@@ -48,12 +48,12 @@ class SqliteOutbox:
     def list_due(self, now: int, limit: int) -> list[OutboxItem]:
         sql = (
             "SELECT item_id, intent, body, relays, created_at, attempts FROM outbox "
-            "WHERE next_at <= ? OR next_at > ? ORDER BY item_id LIMIT ?"
+            f"WHERE {is_due('next_at')} ORDER BY item_id LIMIT ?"
         )
         return [
             OutboxItem(item_id, Intent(intent), body, tuple(json.loads(relays)), at, attempts)
             for item_id, intent, body, relays, at, attempts in self._db.execute(
-                sql, (now, now + CLOCK_STEP_S, limit)
+                sql, (*due_values(now), limit)
             )
         ]
 

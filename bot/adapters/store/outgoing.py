@@ -3,7 +3,7 @@
 import sqlite3
 from dataclasses import asdict
 
-from bot.adapters.store.rows import CLOCK_STEP_S, insert, number, plain, update
+from bot.adapters.store.rows import due_values, insert, is_due, number, plain, update
 from handlers.records import Outgoing, OutgoingState
 
 _COLUMNS = (
@@ -35,8 +35,10 @@ class SqlitePayments:
         )
 
     def list_due(self, now: int, limit: int) -> list[Outgoing]:
-        where = "WHERE state = 'unknown' AND (next_look_at <= ? OR next_look_at > ?) ORDER BY next_look_at LIMIT ?"
-        return self._list(where, now, now + CLOCK_STEP_S, limit)
+        where = (
+            f"WHERE state = 'unknown' AND {is_due('next_look_at')} ORDER BY next_look_at LIMIT ?"
+        )
+        return self._list(where, *due_values(now), limit)
 
     def list_unknown(self) -> list[Outgoing]:
         return self._list("WHERE state = 'unknown' ORDER BY created_at")

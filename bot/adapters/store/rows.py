@@ -4,8 +4,10 @@ import sqlite3
 from collections.abc import Mapping
 from enum import Enum
 
-# A time further ahead than this was set by a clock that has been corrected since.
-CLOCK_STEP_S = 3_600
+# Nothing is ever put off for longer; a time further ahead was set by a clock that has been corrected since.
+LONGEST_WAIT_S = 660
+# Of what was made in our future, by such a clock, the first looks come soon after each other.
+FIRST_WAITS_S = 60
 
 
 def plain(columns: Mapping[str, object]) -> dict[str, object]:
@@ -31,3 +33,13 @@ def update(
 def number(db: sqlite3.Connection, sql: str, *values: object) -> int:
     """The one number that a query answers."""
     return int(db.execute(sql, values).fetchone()[0])
+
+
+def is_due(column: str) -> str:
+    """The condition for a time in ``column`` that has come, or was set by a clock that was ahead; see `due_values`."""
+    return f"({column} <= ? OR {column} > ? OR (created_at > ? AND {column} > ?))"
+
+
+def due_values(now: int) -> tuple[int, int, int, int]:
+    """What `is_due` asks for."""
+    return now, now + LONGEST_WAIT_S, now, now + FIRST_WAITS_S

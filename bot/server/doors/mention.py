@@ -42,6 +42,6 @@ async def answer(
 
 
 def _text(done: Answer) -> str:
-    if isinstance(done.outcome, Refusal) or done.route is None:
+    if isinstance(done.outcome, Refusal) or done.route is None or done.route.tell is None:
         return str(done.outcome)[:MAX_REPLY]
     return done.route.tell(done.outcome)[:MAX_REPLY]

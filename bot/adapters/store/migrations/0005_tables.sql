@@ -81,9 +81,10 @@ CREATE TABLE new_invoice (
     state        TEXT NOT NULL CHECK (state IN ('open', 'settled', 'closed')),
     next_look_at INTEGER NOT NULL,
     answered_at  INTEGER NOT NULL,
-    zap_request  TEXT
+    zap_request  TEXT,
+    anonymous    INTEGER NOT NULL CHECK (anonymous IN (0, 1))
 ) STRICT;
-INSERT INTO new_invoice SELECT * FROM invoice;
+INSERT INTO new_invoice SELECT *, zap_request IS NOT NULL FROM invoice;
 DROP TABLE invoice;
 ALTER TABLE new_invoice RENAME TO invoice;
 CREATE INDEX invoice_due ON invoice (next_look_at) WHERE state = 'open';
