@@ -127,6 +127,24 @@ def book(tx: Tx, facts: Facts, payment_id: str, result: PayResult) -> None:
             pass
 
 
+def resolve(tx: Tx, facts: Facts, payment_id: str, result: PayResult) -> str:
+    """The operator's word on a payment that is UNKNOWN, or that was given back; what came of it, in words for him."""
+    before = tx.outgoing.find(payment_id)
+    book(tx, facts, payment_id, result)
+    after = tx.outgoing.find(payment_id)
+    if before is None or after is None or before.state is after.state:
+        return f"nothing changes: it is {before.state.value if before else 'not there'}"
+    row = tx.containers.find(after.source.removeprefix("container:"))
+    if row is not None:
+        why = f" ({result.reason})" if result.reason else ""
+        text = (
+            f"has a withdrawal of {sat_floor(after.amount_msat)} sat that the operator looked up in the wallet: "
+            f"it {after.state.value}{why}."
+        )
+        tell_admin(tx, facts, row, text)
+    return f"{payment_id} is {after.state.value} now"
+
+
 def _seen(tx: Tx, outgoing: Outgoing, result: PayResult) -> Outgoing:
     """Remember that a book shows payments that are not settled: it may be a witness for others."""
     if outgoing.seen_unsettled or not result.is_seen_unsettled:
