@@ -1,10 +1,11 @@
 """Relay URLs as strangers write them: in zap requests, relay lists, invitations."""
 
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from nips.errors import BadInput
 
 MAX_LENGTH = 256
+_DEFAULT_PORTS = {"ws": 80, "wss": 443}
 
 
 class BadRelayUrl(BadInput):
@@ -30,3 +31,26 @@ def parse_relay_url_untrusted(text: str) -> str:
     ):
         raise BadRelayUrl("a relay URL has no user, no fragment, and a proper host name")
     return text.rstrip("/")
+
+
+def normal_url(text: str) -> str:
+    """The one spelling by which relays are compared (RFC 3986, 6.2): scheme and host in lower case, no
+    default port, no slash where there is no path. What is no URL comes back as it is.
+    """
+    try:
+        parts = urlsplit(text.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return text
+    if not host:
+        return text
+    place = f"[{host}]" if ":" in host else host
+    if port is not None and port != _DEFAULT_PORTS.get(parts.scheme):
+        place += f":{port}"
+    path = "" if parts.path == "/" else parts.path
+    return urlunsplit((parts.scheme, place, path, parts.query, ""))
+
+
+def same_relay(one: str, other: str) -> bool:
+    """Whether two spellings name one relay."""
+    return normal_url(one) == normal_url(other)
