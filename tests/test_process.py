@@ -218,7 +218,7 @@ async def test_what_is_queued_is_published_until_every_relay_has_it(world):
         await world.store.write(lambda tx: tx.enqueue(event, [url, dead], world.clock.now()))
         outlet = Outlet(client, None, ())
         assert 1 == await drain(world.store, outlet, world.clock)
-        assert ["queued"] == [e.content for e in server.query([Filter()])]
+        assert ["queued"] == [e.content for e in await server.query([Filter()])]
         world.clock.advance(5)
         left = await world.store.read(lambda tx: tx.outbox(world.clock.now(), 10))
         assert [(dead,)] == [item.relay_urls for item in left]
@@ -242,7 +242,7 @@ async def test_strangers_relays_get_the_event_and_nothing_else(monkeypatch):
         monkeypatch.setattr(bot.server.outlet, "resolve_public", anywhere)
         event = note(content="receipt")
         assert [] == await outlet.deliver(event, [url])
-        assert [event.id] == [e.id for e in server.query([Filter()])]
+        assert [event.id] == [e.id for e in await server.query([Filter()])]
         assert frozenset() == client.urls, "it did not become one of ours"
         assert {"ws://a..b", "http://x"} == set(
             await outlet.deliver(event, ["ws://a..b", "http://x"])

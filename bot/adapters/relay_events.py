@@ -4,7 +4,7 @@ Relays that the operator configured may be anywhere; all others only at public a
 relay is searched without a socket.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -15,6 +15,7 @@ from bot.relay.server import RelayServer
 from bot.relay.websocket import FindAddress
 from nips.event import Event
 from nips.filters import Filter
+from nips.relay_url import normal_url
 
 MAX_AT_ONCE = 16
 MAX_RELAYS = 8
@@ -37,9 +38,9 @@ class RelayEvents:
         embedded: RelayServer | None = None,
         embedded_urls: Sequence[str] = (),
     ) -> None:
-        self._trusted = frozenset(url.rstrip("/") for url in trusted_urls)
+        self._trusted = frozenset(map(normal_url, trusted_urls))
         self._embedded = embedded
-        self._embedded_urls = frozenset(url.rstrip("/") for url in embedded_urls)
+        self._embedded_urls = frozenset(map(normal_url, embedded_urls))
         self._at_once = trio.CapacityLimiter(MAX_AT_ONCE)
 
     async def find(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> list[Event]:
@@ -48,7 +49,7 @@ class RelayEvents:
 
     async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> "Found":
         """As `find`, and which relays did not say all that they have."""
-        urls = list(dict.fromkeys(url.rstrip("/") for url in relay_urls))
+        urls = list(dict.fromkeys(map(normal_url, relay_urls)))
         found: dict[str, Event] = {}
         silent: list[str] = urls[MAX_RELAYS:]
 
@@ -66,7 +67,7 @@ class RelayEvents:
 
     async def _ask_one(self, url: str, filters: Sequence[Filter]) -> tuple[list[Event], bool]:
         if url in self._embedded_urls and self._embedded is not None:
-            return self._embedded.query(filters), True
+            return await self._embedded.query(filters), True
         async with self._at_once:
             return await fetch(url, filters, find_address=self._guard(url))
 
@@ -92,5 +93,10 @@ class RelayEvents:
                 repeat_s=repeat_s,
             )
 
+    async def believe(self, services: Iterable[str]) -> None:
+        """Escrow services that verified: the embedded relay carries what goes to and comes from them."""
+        if self._embedded is not None:
+            await self._embedded.serve_also("escrow", services)
+
     def _guard(self, url: str) -> FindAddress | None:
-        return None if url.rstrip("/") in self._trusted else resolve_public
+        return None if normal_url(url) in self._trusted else resolve_public

@@ -167,6 +167,7 @@ async def _unlock(
         )
         for pubkey, reason in found.refused:
             log.warning("an escrow service is not believed", service=pubkey, why=reason)
+        await around.events.believe(service.pubkey for service in found.services)
         return found
 
     credentials = Credentials(policy.repo, standing.signatures.releases)

@@ -97,7 +97,11 @@ def _configuration(
             "state_dir": f"{folder}/state",
             "log": "json",
         },
-        "relays": {"embedded_port": int(relay_url.rpartition(":")[2])},
+        # Everybody's relay here: payers, services and maintainers of this little world all meet on it.
+        "relays": {
+            "embedded_port": int(relay_url.rpartition(":")[2]),
+            "embedded_open": True,
+        },
         "wallet": {"uri_file": f"{folder}/wallet.uri"},
         "engine": {
             "socket": str(place.socket),

@@ -8,6 +8,7 @@ import trio
 from bot.server.doors import mention, rpc
 from bot.server.inbox import Verdict
 from bot.server.parts import App
+from handlers.domain.lifecycle import State
 from nips import kinds
 from nips.event import Event
 from nips.filters import Filter
@@ -15,6 +16,7 @@ from nips.mention import is_mention
 
 log = structlog.get_logger()
 MAX_REQUESTS_AT_ONCE = 256
+SERVED_EVERY_S = 5
 Waiting = trio.MemoryReceiveChannel[tuple[Event, bool]]
 
 
@@ -42,15 +44,26 @@ def feed(app: App, send: trio.MemorySendChannel[tuple[Event, bool]]) -> Callable
     return listener
 
 
-def catch_up(app: App, listener: Callable[[Event], None]) -> None:
+async def catch_up(app: App, listener: Callable[[Event], None]) -> None:
     """Notes that reached the embedded relay before we were awake; what was acted on is known."""
     if app.relay is not None:
         since = app.ctx.clock.now() - app.config.inbox.note_window_s
         us = {"p": frozenset({app.ctx.key.pubkey})}
-        for event in app.relay.query(
-            [Filter(kinds=frozenset({kinds.NOTE}), tags=us, since=since)]
-        ):
+        notes = Filter(kinds=frozenset({kinds.NOTE}), tags=us, since=since)
+        for event in await app.relay.query([notes]):
             listener(event)
+
+
+async def run_served(app: App) -> None:
+    """The embedded relay keeps what is by and to our containers, as they come and go."""
+    living = [State.WAITING, State.DEPLOYED, State.PAUSED]
+    while app.relay is not None:
+        try:
+            rows = await app.ctx.store.read(lambda tx: tx.containers(living))
+            await app.relay.serve_for("containers", [row.pubkey for row in rows])
+        except Exception:
+            log.exception("loop failed", loop="served")
+        await trio.sleep(SERVED_EVERY_S)
 
 
 def _concerns_us(app: App, event: Event) -> bool:

@@ -10,6 +10,7 @@ from bot.relay.courier import bring
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
 from nips.event import Event
+from nips.relay_url import normal_url
 
 
 class Outlet:
@@ -20,12 +21,12 @@ class Outlet:
     ) -> None:
         self._pool = pool
         self._server = server
-        self._own_urls = frozenset(url.rstrip("/") for url in own_urls)
+        self._own_urls = frozenset(map(normal_url, own_urls))
 
     async def reply(self, event: Event) -> None:
         """An answer that is worth something now or never: everywhere, without waiting for an OK."""
         if self._server is not None:
-            self._server.publish(event)
+            await self._server.publish(event)
         if self._pool.urls:
             await self._pool.publish(event, wait_ok=False)
 
@@ -34,7 +35,7 @@ class Outlet:
         missing: list[str] = []
 
         async def to(url: str) -> None:
-            if not await self._deliver_to(event, url.rstrip("/")):
+            if not await self._deliver_to(event, normal_url(url)):
                 missing.append(url)
 
         async with trio.open_nursery() as nursery:
@@ -44,8 +45,7 @@ class Outlet:
 
     async def _deliver_to(self, event: Event, url: str) -> bool:
         if url in self._own_urls and self._server is not None:
-            self._server.publish(event)
-            return True
+            return await self._server.publish(event)
         if url in self._pool.urls:
             outcomes = await self._pool.publish(event, [url])
             return outcomes[url].outcome is Outcome.ACCEPTED

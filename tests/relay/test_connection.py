@@ -27,9 +27,9 @@ async def test_each_event_is_heard_once_from_two_relays():
     async with relay() as (one, url1), relay() as (two, url2), pool(url1, url2) as client:
         client.subscribe("s", ONES)
         await trio.sleep(0.1)
-        one.publish(event)
-        two.publish(event)
-        two.publish(other := note())
+        await one.publish(event)
+        await two.publish(event)
+        await two.publish(other := note())
         assert {event.id, other.id} == {
             (await client.receive()).event.id,
             (await client.receive()).event.id,
@@ -50,7 +50,7 @@ async def test_a_forged_copy_does_not_hide_the_true_event():
     async with hostile(liar) as (_, bad), relay() as (good, url), pool(bad, url) as client:
         client.subscribe("s", ONES)
         await trio.sleep(0.1)
-        good.publish(event)
+        await good.publish(event)
         assert {forged["sig"], event.sig} == {
             (await client.receive()).event.sig,
             (await client.receive()).event.sig,
@@ -214,7 +214,7 @@ async def test_a_slow_consumer_slows_the_relay_and_loses_nothing():
         await trio.sleep(0.1)
         total = 3_000
         for number in range(total):
-            server.publish(note(kind=20_001, content=str(number)))
+            await server.publish(note(kind=20_001, content=str(number)))
             if number % 100 == 0:
                 await trio.sleep(0)
         heard = [(await client.receive()).event.content for _ in range(total)]
