@@ -51,7 +51,7 @@ def proved(world, env=Env.PROD):
 
 
 @asynccontextmanager
-async def relay_of(world, *, answers=True, tamper=None):
+async def relay_of(world, *, answers=True, tamper=None, announced=True):
     """A relay on a real port, with the instance behind it."""
     server = RelayServer(world.clock, name="t", pubkey=None, is_open=True)
     async with trio.open_nursery() as nursery:
@@ -70,7 +70,7 @@ async def relay_of(world, *, answers=True, tamper=None):
 
         server.listen(listener)
         port = await nursery.start(server.serve, "127.0.0.1", 0)
-        for event in (await instance_events(world.ctx))[0]:
+        for event in (await instance_events(world.ctx))[0] if announced else ():
             await server.publish(event)
         await publish_containers(world, server)
         yield server, f"ws://127.0.0.1:{port}"
@@ -198,8 +198,7 @@ async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
         assert Answer.VALID is offline.answer
         assert "just now" not in offline.sentence
     pubkey = await world.deployed()
-    async with relay_of(world) as (server, url):
-        server._events = type(server._events)(100, 1 << 20, None)
+    async with relay_of(world, announced=False) as (server, url):
         await world.store.write(
             lambda tx: tx.save_container(replace(tx.container(pubkey), dirty=True))
         )

@@ -26,6 +26,7 @@ from nips.nip40 import expiration_of
 
 log = structlog.get_logger()
 BATCH, BATCH_BYTES = 200, 4 << 20
+FILE_SHARE = 3
 TIDY_AT_ONCE = 500
 # A deletion stays so long after what it deleted would have ended by itself.
 GRACE_S = 30 * 86_400
@@ -57,14 +58,22 @@ class _Waiting:
 class EventStore:
     """A file at ``path``, or a temporary one. `close` it."""
 
-    def __init__(self, rooms: dict[Budget, Room], path: Path | None = None) -> None:
+    def __init__(
+        self,
+        rooms: dict[Budget, Room],
+        path: Path | None = None,
+        max_file_bytes: int | None = None,
+    ) -> None:
         if path is None:
             folder = tempfile.mkdtemp(prefix="relay-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             path = Path(folder) / "relay.sqlite"
         self.path = path.absolute()
         self._rooms = rooms
-        self._db, earlier = open_tables(self.path)
+        if max_file_bytes is None:
+            # Rooms count generously; should they be wrong, this is a full disk for the relay alone.
+            max_file_bytes = FILE_SHARE * sum(room.bytes for room in rooms.values())
+        self._db, earlier = open_tables(self.path, max_file_bytes)
         (secret,) = self._db.execute("SELECT bytes FROM secret").fetchone()
         self.keys = Keys(secret)
         self._waiting: list[_Waiting] = []

@@ -106,7 +106,7 @@ CREATE TABLE secret (bytes BLOB NOT NULL) STRICT;
 """
 
 
-def open_tables(path: Path) -> tuple[sqlite3.Connection, list[bytes]]:
+def open_tables(path: Path, max_bytes: int) -> tuple[sqlite3.Connection, list[bytes]]:
     """The writing connection, and the events of an earlier layout, which its caller adds again.
 
     Raises `sqlite3.DatabaseError` for a file that is none, and `RuntimeError` for one of a later version.
@@ -118,6 +118,8 @@ def open_tables(path: Path) -> tuple[sqlite3.Connection, list[bytes]]:
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute(f"PRAGMA journal_size_limit = {8 << 20}")
     db.execute("PRAGMA cache_size = -4000")
+    (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+    db.execute(f"PRAGMA max_page_count = {max_bytes // page_bytes}")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise RuntimeError(f"{path} was written by a newer version")
