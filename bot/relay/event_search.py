@@ -19,6 +19,7 @@ from nips.filters import Filter
 STEPS = 600
 ROWS_PER_ASKING = 50
 FETCH_BYTES = 128 * 1024
+FEWEST, MOST_AT_ONCE = 4, 256
 _LAST = 2**53
 # (minus created_at, id, bytes): sorts as NIP-01 wants it.
 Row = tuple[int, bytes, int]
@@ -34,6 +35,10 @@ class Allowance:
         """Whether it is used up; true ends a query of SQLite's."""
         self._rows -= rows
         return self._rows < 0 or monotonic() > self._until
+
+
+class _UsedUp(Exception):
+    """The allowance ended."""
 
 
 @dataclass(frozen=True)
@@ -79,26 +84,18 @@ class EventSearch:
     ) -> Found:
         """At most ``limit``; ``kept_only`` leaves out what strangers sent."""
         rows: list[Row] = []
-        walks: list[sqlite3.Cursor] = []
         self._db.set_progress_handler(allowance.use, STEPS)
         try:
-            walks.extend(self._walks(wanted, now, kept_only=kept_only))
-            for row in merge(*walks) if limit else ():
-                if rows and rows[-1] == row:
-                    continue
-                if allowance.use(1):
-                    return Found(rows, is_all=False)
-                rows.append(row)
+            for row in merge(*self._walks(wanted, limit, now, allowance, kept_only=kept_only)):
+                # Under two values of one tag, an event is met twice in a row.
+                if not rows or rows[-1] != row:
+                    rows.append(row)
                 if len(rows) >= limit:
                     break
-        except sqlite3.OperationalError as error:
-            if "interrupted" not in str(error):
-                raise
+        except _UsedUp:
             return Found(rows, is_all=False)
         finally:
             self._db.set_progress_handler(None, 0)
-            for walk in walks:
-                walk.close()
         return Found(rows, is_all=True)
 
     def fetch(self, ids: Iterable[bytes]) -> list[bytes]:
@@ -112,14 +109,45 @@ class EventSearch:
     def close(self) -> None:
         self._db.close()
 
-    def _walks(self, wanted: Filter, now: int, *, kept_only: bool) -> Iterator[sqlite3.Cursor]:
+    def _walks(
+        self, wanted: Filter, limit: int, now: int, allowance: Allowance, *, kept_only: bool
+    ) -> list[Iterator[Row]]:
         walk = self._choose(wanted)
         where, values = self._conditions(wanted, walk, now, kept_only=kept_only)
         statement = (
-            f"SELECT {walk.rank}, {walk.id}, e.bytes FROM {walk.tables} "
-            f"WHERE {walk.key} AND {where} ORDER BY {walk.rank}, {walk.id}"
+            f"SELECT {walk.rank}, {walk.id}, e.bytes FROM {walk.tables} WHERE {walk.key}"
+            f" AND {where} AND ({walk.rank}, {walk.id}) > (?, ?)"
+            f" ORDER BY {walk.rank}, {walk.id} LIMIT ?"
         )
-        return (self._db.execute(statement, (value, *values)) for value in walk.values)
+        until = _LAST if wanted.until is None else min(wanted.until, _LAST)
+        # Few at first where there are many to choose from.
+        page = max(FEWEST, min(limit, MOST_AT_ONCE) // max(1, len(walk.values)))
+        return [
+            self._walk(statement, (value, *values), -until, page, allowance)
+            for value in walk.values
+        ]
+
+    def _walk(
+        self, statement: str, values: Sequence[object], rank: int, page: int, allowance: Allowance
+    ) -> Iterator[Row]:
+        """One value's events, a page at a time: a thousand open cursors would take up much memory."""
+        event_id = b""
+        while True:
+            rows: list[Row] = []
+            if allowance.use(page):
+                raise _UsedUp
+            try:
+                rows.extend(self._db.execute(statement, (*values, rank, event_id, page)))
+            except sqlite3.OperationalError as error:
+                if "interrupted" not in str(error):
+                    raise
+                # What came before is true all the same.
+                yield from rows
+                raise _UsedUp from None
+            yield from rows
+            if len(rows) < page:
+                return
+            (rank, event_id, _), page = rows[-1], min(page * 4, MOST_AT_ONCE)
 
     def _choose(self, wanted: Filter) -> _Walk:
         if wanted.ids is not None:
@@ -138,15 +166,15 @@ class EventSearch:
     def _conditions(
         self, wanted: Filter, walk: _Walk, now: int, *, kept_only: bool
     ) -> tuple[str, list[object]]:
-        until = _LAST if wanted.until is None else min(wanted.until, _LAST)
         since = min(wanted.since or 0, _LAST)
         parts: list[tuple[str, Sequence[object]]] = [
-            (f"{walk.rank} >= ? AND {walk.rank} <= ?", [-until, -since]),
+            (f"{walk.rank} <= ?", [-since]),
             ("(e.expires_at IS NULL OR e.expires_at > ?)", [now]),
         ]
-        if wanted.kinds is not None:
+        # Each list is made into a table for every page: not for what the walk sees to.
+        if wanted.kinds is not None and walk.key != "e.kind = ?":
             parts.append(_one_of(walk.kind, sorted(wanted.kinds)))
-        if wanted.authors is not None:
+        if wanted.authors is not None and walk.key != "e.author = ?":
             parts.append(_one_of("e.author", _blobs(wanted.authors)))
         for name in wanted.tags.keys() - {walk.tag}:
             one_of, keys = _one_of("t.key", self._tag_keys(wanted, name))

@@ -307,10 +307,11 @@ class EventStore:
             ((events, size),) = self._db.execute(total, (budget,))
             if events <= room.events and size <= room.bytes:
                 return
-            self._evict_one(budget, "events" if events > room.events else "bytes")
+            self._evict_one(budget)
 
-    def _evict_one(self, budget: Budget, by: str) -> None:
-        most = f"SELECT author FROM author WHERE budget = ? ORDER BY {by} DESC, since LIMIT 1"
+    def _evict_one(self, budget: Budget) -> None:
+        # By bytes, in which each event counts for more than its text: who has most of either.
+        most = "SELECT author FROM author WHERE budget = ? ORDER BY bytes DESC, since LIMIT 1"
         ((author,),) = self._db.execute(most, (budget,))
         (oldest,) = self._events(
             "SELECT json FROM event INDEXED BY event_author WHERE author = ? AND budget = ?"

@@ -66,7 +66,6 @@ CREATE TABLE author (
     since INTEGER NOT NULL,
     PRIMARY KEY (budget, author)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX author_events ON author (budget, events DESC, since);
 CREATE INDEX author_bytes ON author (budget, bytes DESC, since);
 CREATE TABLE total (
     budget INTEGER PRIMARY KEY,
