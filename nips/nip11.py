@@ -21,7 +21,8 @@ class RelayLimits:
     max_subscriptions: int = 64
     max_filters: int = 16
     max_limit: int = 500
-    max_event_tags: int = 2_000
+    # Each is a row or two in an index.
+    max_event_tags: int = 200
     max_content_bytes: int = 128 * 1024
     # Room for strangers' events; what a class of authors of our own may take up has this much for itself.
     max_stored_events: int = 100_000
@@ -34,7 +35,7 @@ class RelayLimits:
     own_addresses: tuple[str, ...] = ("127.0.0.1", "::1")
     events_per_minute: int = 6_000
     queries_per_minute: int = 600
-    # Messages of any kind, a large one counting as many; more are read more slowly.
+    # Messages of any kind, a large one counting as many; more end the connection.
     frames_per_minute: int = 12_000
     # Live filters, and the values that they list: of one connection, of one guest, of all.
     connection_filters: int = 128

@@ -25,7 +25,7 @@ from nips.event import Event, parse_event_json_untrusted
 from nips.nip40 import expiration_of
 
 log = structlog.get_logger()
-BATCH, BATCH_BYTES = 200, 4 << 20
+BATCH, BATCH_BYTES = 100, 1 << 20
 FILE_SHARE = 3
 TIDY_AT_ONCE = 500
 # A deletion stays so long after what it deleted would have ended by itself.
@@ -102,11 +102,12 @@ class EventStore:
         With ``if_it_deletes``, a deletion is kept only if it deletes something here.
         """
         item = _Waiting(event, budget, now, if_it_deletes)
-        self._waiting.append(item)
+        # Strangers wait for us, not we for them.
+        self._waiting.insert(0 if budget is Budget.OWN else len(self._waiting), item)
         try:
             # Who gets the lock first writes for all that wait; the others find it done.
             async with self._writing:
-                if item.reason is None:
+                while item.reason is None:
                     await self._write_waiting()
         finally:
             if item in self._waiting:

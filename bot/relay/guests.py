@@ -7,7 +7,9 @@ through a proxy.
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import trio
 
 from bot.clock import Clock
 from bot.relay.gate import Gate
@@ -27,13 +29,15 @@ class Guest:
     events: int = 0
     queries: int = 0
     frames: int = 0
+    reading: trio.Lock = field(default_factory=trio.Lock)
 
     def turn_minute(self, now: int) -> None:
         if self.minute != now // MINUTE_S:
             self.minute = now // MINUTE_S
             self.events = self.queries = self.frames = 0
 
-    def hears(self, frame: bytes) -> None:
+    def hears(self, frame: bytes, now: int) -> None:
+        self.turn_minute(now)
         self.frames += 1 + len(frame) // FRAME_BYTES
 
 

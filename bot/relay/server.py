@@ -27,7 +27,7 @@ from bot.relay.event_search import FETCH_BYTES, Allowance, EventSearch, Found, R
 from bot.relay.event_store import UNABLE, EventStore, Room
 from bot.relay.event_tables import Budget
 from bot.relay.gate import Gate, network_of_peer, places
-from bot.relay.guests import Guest, Guests
+from bot.relay.guests import FRAME_BYTES, Guest, Guests
 from bot.relay.subscriptions import Subscriptions, Weight
 from bot.relay.turns import Turns
 from bot.relay.websocket import Backlog, Websocket, WebsocketGone, accept
@@ -44,8 +44,8 @@ Listener = Callable[[Event], None]
 # Queries at once: one guest has at most one of them.
 SEARCHES = 2
 TIDY_EVERY_S = 10
-# Who says more than he may is read so much more slowly; and after so many frames others get a turn.
-SLOW_DOWN_S, FRAMES_AT_ONCE = 1, 20
+# After so many frames of one client others get a turn.
+FRAMES_AT_ONCE = 20
 # What the server itself asks may look at this many times more.
 OWN_SHARE = 10
 MOST_COUNTED = 1_000_000
@@ -225,7 +225,8 @@ class RelayServer:
         try:
             network = network_of_peer(stream)
             with self._gate.place(network) as is_free, self._guests.at(network) as guest:
-                if is_free:
+                guest.turn_minute(self._clock.now())
+                if is_free and guest.frames <= self._limits.frames_per_minute:
                     await self._serve_client(stream, guest)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client went away in mid-sentence
@@ -247,17 +248,31 @@ class RelayServer:
                 nursery.cancel_scope.cancel()
 
     async def _hear_all(self, session: Session, frames: AsyncIterator[bytes]) -> None:
-        number = 0
+        number, guest = 0, session.guest
         async for frame in frames:
             number += 1
             session.last_said = trio.current_time()
-            session.guest.turn_minute(self._clock.now())
-            session.guest.hears(frame)
-            if session.guest.frames > self._limits.frames_per_minute:
-                await trio.sleep(SLOW_DOWN_S)
-            elif number % FRAMES_AT_ONCE == 0:
+            guest.hears(frame, self._clock.now())
+            if guest.frames > self._limits.frames_per_minute:
+                session.send(nip01.encode("NOTICE", "rate-limited: too many messages"))
+                return
+            if len(frame) > FRAME_BYTES:
+                # What takes long to read is read one by one, whatever number of connections it comes through.
+                async with guest.reading:
+                    message = self._read(session, frame)
+            else:
+                message = self._read(session, frame)
+            if message is not None:
+                await self._hear(session, message)
+            if number % FRAMES_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
-            await self._hear(session, frame)
+
+    def _read(self, session: Session, frame: bytes) -> nip01.ClientMessage | None:
+        try:
+            return nip01.decode_client_untrusted(frame)
+        except BadMessage as error:
+            session.send(nip01.encode_refusal(frame, str(error)))
+            return None
 
     @asynccontextmanager
     async def _session(
@@ -310,12 +325,7 @@ class RelayServer:
         )
         return Response(200, "OK", headers, self._document)
 
-    async def _hear(self, session: Session, frame: bytes) -> None:
-        try:
-            message = nip01.decode_client_untrusted(frame)
-        except BadMessage as error:
-            session.send(nip01.encode_refusal(frame, str(error)))
-            return
+    async def _hear(self, session: Session, message: nip01.ClientMessage) -> None:
         match message:
             case nip01.PublishMessage(event):
                 await self._hear_event(session, event)
