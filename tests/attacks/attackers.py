@@ -77,7 +77,10 @@ async def pings(port, source):
             await trio.sleep(0.01)
 
 
-ALL = {work.__name__: work for work in (many_filters, too_many_values, broad_queries, crowd, tiny_frames, pings)}
+ALL = {
+    work.__name__: work
+    for work in (many_filters, too_many_values, broad_queries, crowd, tiny_frames, pings)
+}
 
 
 async def again(work, port, source):

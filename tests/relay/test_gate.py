@@ -97,7 +97,7 @@ async def test_turns_go_round_by_guest():
     async with trio.open_nursery() as nursery, turns.turn("x"):
         for number in range(5):
             nursery.start_soon(ask, "greedy", number)
-        await trio.testing.wait_all_tasks_blocked()
+            await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(ask, "other", 0)
         await trio.testing.wait_all_tasks_blocked()
         assert turns.waiting == 6
