@@ -1,12 +1,13 @@
-"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc start metering``."""
+"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc relay start metering``."""
 
 import sys
 
-from bench import attestation, metering, rpc, start
+from bench import attestation, metering, relay, rpc, start
 
 ALL = {
     "attestation": attestation.run,
     "rpc": rpc.run,
+    "relay": relay.run,
     "start": start.run,
     "metering": metering.run,
 }

@@ -29,12 +29,13 @@ async def main() -> None:
     # The canonical line is made for every request, as in production, and thrown away here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     key, clock = SecretKey.generate(), SystemClock()
-    limits = RelayLimits(events_per_minute=10**9)
+    limits = RelayLimits(events_per_minute=10**9, frames_per_minute=10**9)
     policy = InboxPolicy(
         caller_burst=10**9, caller_per_minute=10**9, total_burst=10**9, total_per_minute=10**9
     )
     with tempfile.TemporaryDirectory() as folder:
         server = RelayServer(clock, name="bench", pubkey=key.pubkey, limits=limits)
+        await server.serve_for("instance", [key.pubkey])
         pool = RelayPool(clock)
         seen, refused = (
             SeenStore(Path(folder) / name, clock, most=10**9) for name in ("seen", "refused")

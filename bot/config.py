@@ -15,8 +15,10 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from bot.adapters.oci_registry import RegistryConfig
 from bot.server.inbox import InboxPolicy
 from handlers.context import Policy
+from nips.crypto import is_pubkey
 from nips.errors import BadKey
 from nips.nip11 import RelayLimits
+from nips.nip19 import pubkey_from_npub_untrusted
 from nips.nip47 import WalletUri, parse_uri
 from nips.relay_url import normal_url, parse_relay_url_untrusted
 
@@ -50,11 +52,26 @@ class RelaysConfig:
     embedded_port: int = 0
     # How others reach the embedded relay; default ws://host:port
     embedded_url: str | None = None
+    # Development: it keeps everybody's events. Else it is our inbox, and keeps what is by or to us.
+    embedded_open: bool = False
+    # Whom it serves beside ourselves, our containers and our wallet (npub or hex): escrow that announces itself here.
+    embedded_serves: tuple[str, ...] = ()
     embedded_limits: RelayLimits = RelayLimits()
 
     def __post_init__(self) -> None:
         urls = (normal_url(parse_relay_url_untrusted(url)) for url in self.urls)
         object.__setattr__(self, "urls", tuple(dict.fromkeys(urls)))
+        try:
+            self.served_pubkeys()
+        except BadKey as error:
+            raise ValueError(f"embedded_serves: {error}") from error
+
+    def served_pubkeys(self) -> frozenset[str]:
+        """``embedded_serves`` as hex."""
+        return frozenset(
+            key if is_pubkey(key) else pubkey_from_npub_untrusted(key)
+            for key in self.embedded_serves
+        )
 
 
 @dataclass(frozen=True)

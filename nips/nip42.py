@@ -4,6 +4,7 @@ from nips import kinds
 from nips.errors import BadEvent
 from nips.event import Event, VerifiedEvent, sign_event, verify_event
 from nips.keys import SecretKey
+from nips.relay_url import normal_url
 
 MAX_AGE_S = 600
 
@@ -23,7 +24,8 @@ def verify_answer(event: Event, relay_urls: frozenset[str], challenge: str, now:
         raise BadEvent("created_at is more than ten minutes off")
     if event.tag("challenge") != challenge:
         raise BadEvent("not the challenge of this connection")
-    if (event.tag("relay") or "").rstrip("/") not in relay_urls:
+    # However it is spelt: clients normalise, and each in its own way.
+    if normal_url(event.tag("relay") or "") not in map(normal_url, relay_urls):
         raise BadEvent("meant for another relay")
     verify_event(event)
     return event.pubkey

@@ -4,7 +4,7 @@ Relays that the operator configured may be anywhere; all others only at public a
 relay is searched without a socket.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -70,8 +70,8 @@ class RelayEvents:
     async def _ask_one(
         self, url: str, filters: Sequence[Filter]
     ) -> tuple[list[VerifiedEvent], bool]:
-        if normal_url(url) in self._embedded_urls and self._embedded is not None:
-            return self._embedded.query(filters), True
+        if url in self._embedded_urls and self._embedded is not None:
+            return await self._embedded.query(filters), True
         async with self._at_once:
             return await fetch(url, filters, find_address=self._guard(url))
 
@@ -96,6 +96,11 @@ class RelayEvents:
                 within_s=within_s,
                 repeat_s=repeat_s,
             )
+
+    async def believe(self, services: Iterable[str]) -> None:
+        """Escrow services that verified: the embedded relay carries what goes to and comes from them."""
+        if self._embedded is not None:
+            await self._embedded.serve_also("escrow", services)
 
     def _guard(self, url: str) -> FindAddress | None:
         return None if normal_url(url) in self._trusted else resolve_public

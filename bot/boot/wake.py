@@ -171,6 +171,7 @@ async def _unlock(
             log.warning("an escrow service is not believed", service=pubkey, why=reason)
         if found.silent:
             log.warning("relays of escrow services do not answer", relays=list(found.silent))
+        await around.events.believe(service.pubkey for service in found.services)
         return found
 
     credentials = Credentials(policy.repo, standing.signatures.releases)

@@ -34,7 +34,11 @@ class Stack:
 
 @asynccontextmanager
 async def stack(
-    say: Say, policy: dict[str, Any], *, extension: bool = True
+    say: Say,
+    policy: dict[str, Any],
+    *,
+    extension: bool = True,
+    relay_limits: dict[str, int] | None = None,
 ) -> AsyncIterator[Stack]:
     """`ground`, the wallet service, and ``enclaved`` with its embedded relay, all ready."""
     async with ground(say) as on:
@@ -49,6 +53,7 @@ async def stack(
         config = folder / "enclaved.toml"
         enclave = await found_enclave(on, config, relay_url)
         told = _configuration(on, relay_url, public_url, policy) | enclave.configuration()
+        told["relays"]["embedded_limits"] = relay_limits or {}
         config.write_text(_toml(told))
         say("starting enclaved in its image, with its embedded relay")
         await enclave.start()
@@ -97,7 +102,11 @@ def _configuration(
             "state_dir": f"{folder}/state",
             "log": "json",
         },
-        "relays": {"embedded_port": int(relay_url.rpartition(":")[2])},
+        # Everybody's relay here: payers, services and maintainers of this little world all meet on it.
+        "relays": {
+            "embedded_port": int(relay_url.rpartition(":")[2]),
+            "embedded_open": True,
+        },
         "wallet": {"uri_file": f"{folder}/wallet.uri"},
         "engine": {
             "socket": str(place.socket),

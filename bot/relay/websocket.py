@@ -22,16 +22,39 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-READ_BYTES = 65_536
+# Little, so that a read of thousands of tiny frames holds up nobody else for long.
+READ_BYTES = 16_384
 HANDSHAKE_S = 10
 DRAIN_S = 30
 MAX_FRAGMENTS = 1_024
+# A frame that waits takes up more than its bytes.
+FRAME_BYTES = 64
+# Nobody needs more of them; each costs us an answer.
+MAX_PINGS, PINGS_WITHIN_S = 200, 10
 FindAddress = Callable[[str, int], Awaitable[str]]
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, OSError, ssl.SSLError)
 
 
 class WebsocketGone(Exception):
     """The connection cannot be used; the message says why."""
+
+
+class Backlog:
+    """What waits for slow readers, all together. Beyond ``most_bytes``, the slowest is cut off."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._members: set[Websocket] = set()
+        self.queued_bytes = 0
+
+    def change(self, member: "Websocket", by_bytes: int) -> None:
+        self.queued_bytes += by_bytes
+        if member.queued_bytes:
+            self._members.add(member)
+        else:
+            self._members.discard(member)
+        if self.queued_bytes > self._most_bytes:
+            max(self._members, key=lambda m: m.queued_bytes).cut()
 
 
 class Websocket:
@@ -42,10 +65,13 @@ class Websocket:
         stream: trio.abc.Stream,
         protocol: ClientProtocol | ServerProtocol,
         max_queued_bytes: int,
+        backlog: Backlog | None = None,
     ) -> None:
         self._stream = stream
         self._protocol = protocol
         self._max_queued_bytes = max_queued_bytes
+        self._backlog = backlog
+        self._pings, self._pings_since = 0, trio.current_time()
         self._queue: list[bytes] = []
         self._queued_bytes = 0
         self._wake, self._drained = trio.Event(), trio.Event()
@@ -61,12 +87,14 @@ class Websocket:
             raise WebsocketGone("the peer reads too slowly")
         self._protocol.send_text(text)
         self._collect()
+        if self._cut:
+            raise WebsocketGone("the peer reads too slowly")
 
     def cut(self) -> None:
         """End the connection at once: what is queued is dropped, reading and writing stop."""
         self._cut = True
         self._queue.clear()
-        self._queued_bytes = 0
+        self._count(-self._queued_bytes)
         self._drained.set()
         _shut(self._stream)
 
@@ -97,6 +125,9 @@ class Websocket:
             for frame in self._frames():
                 self.last_heard = trio.current_time()
                 if frame.opcode in (Opcode.PING, Opcode.PONG):
+                    if self._is_too_much():
+                        self.cut()
+                        return
                     continue
                 if frame.opcode not in (Opcode.TEXT, Opcode.CONT):
                     return
@@ -110,6 +141,12 @@ class Websocket:
             self._collect()
             if self._cut or self._protocol.state is not State.OPEN or not await self._read():
                 return
+
+    def _is_too_much(self) -> bool:
+        if self.last_heard - self._pings_since > PINGS_WITHIN_S:
+            self._pings, self._pings_since = 0, self.last_heard
+        self._pings += 1
+        return self._pings > MAX_PINGS
 
     def _frames(self) -> list[Frame]:
         return [event for event in self._protocol.events_received() if isinstance(event, Frame)]
@@ -134,17 +171,30 @@ class Websocket:
             try:
                 await self._stream.send_all(data)
             except _GONE:
+                self.cut()
+                return
+            if self._cut:
                 return
             # Only what the peer's end has taken counts as gone.
-            self._queued_bytes = sum(map(len, self._queue))
+            waiting = sum(len(part) + FRAME_BYTES for part in self._queue)
+            self._count(waiting - self._queued_bytes)
             self._drained.set()
 
     def _collect(self) -> None:
-        for data in self._protocol.data_to_send():
-            self._queue.append(data)
-            self._queued_bytes += len(data)
-        if self._queue:
-            self._wake.set()
+        # Also what the protocol says by itself: a peer that pings and reads no pongs is cut off as well.
+        data = b"".join(self._protocol.data_to_send())
+        if not data or self._cut:
+            return
+        self._queue.append(data)
+        self._count(len(data) + FRAME_BYTES)
+        self._wake.set()
+        if self._queued_bytes > self._max_queued_bytes + len(data) + FRAME_BYTES:
+            self.cut()
+
+    def _count(self, by_bytes: int) -> None:
+        self._queued_bytes += by_bytes
+        if self._backlog is not None:
+            self._backlog.change(self, by_bytes)
 
     async def close(self) -> None:
         """Say goodbye if the stream takes it at once, then close it."""
@@ -158,6 +208,8 @@ class Websocket:
                     await self._stream.send_all(rest)
             except _GONE:
                 pass
+        self._queue.clear()
+        self._count(-self._queued_bytes)
         await trio.aclose_forcefully(self._stream)
 
 
@@ -234,6 +286,7 @@ async def accept(
     max_message_bytes: int,
     max_queued_bytes: int,
     answer_http: Callable[[ServerProtocol, Request], Awaitable[Response | None]],
+    backlog: Backlog | None = None,
 ) -> Websocket | None:
     """The server's side of the handshake. None when the request was answered as plain HTTP."""
     stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
@@ -248,7 +301,7 @@ async def accept(
                     protocol.send_response(response)
                     await stream.send_all(b"".join(protocol.data_to_send()))
                     if protocol.state is State.OPEN:
-                        return Websocket(stream, protocol, max_queued_bytes)
+                        return Websocket(stream, protocol, max_queued_bytes, backlog)
                     return None
             if not data or protocol.state is State.CLOSED:
                 break

@@ -25,6 +25,7 @@ from bot.boot.identity import only_one
 from bot.boot.wake import Awake, wake
 from bot.clock import SystemClock, boot_id
 from bot.config import Config
+from bot.relay.gate import raise_descriptor_limit
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
 from bot.server.doors.container import ContainerDoor
@@ -54,6 +55,7 @@ async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[
     state, clock = config.server.state_dir, SystemClock()
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with only_one(state):
+        raise_descriptor_limit()
         relay, own_urls = _embedded_relay(config, clock)
         trusted = (*own_urls, *config.relays.urls, *config.escrow.relays)
         # Two, since each goes to few relays at once: what strangers have us look up must not hold up escrow.
@@ -61,10 +63,13 @@ async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[
         async with trio.open_nursery() as nursery:
             if relay is not None:
                 relays = config.relays
+                await relay.serve_for("configured", relays.served_pubkeys())
+                await relay.serve_for("wallet", [config.wallet_uri.wallet_pubkey])
                 await nursery.start(relay.serve, relays.embedded_host, relays.embedded_port)
             awake = await wake(config, for_escrow, own_urls, clock, forget_state=forget_state)
             if relay is not None:
                 relay.belongs_to(awake.key.pubkey)
+                await relay.serve_for("instance", [awake.key.pubkey])
             async with (
                 trio.open_nursery() as tasks,
                 _build(config, clock, awake, for_strangers, relay, own_urls, tasks) as app,
@@ -202,7 +207,10 @@ def _embedded_relay(
         urls=[url],
         limits=relays.embedded_limits,
         path=config.server.state_dir / "relay.sqlite",
+        is_open=relays.embedded_open,
     )
+    if relays.embedded_open:
+        log.warning("DEVELOPMENT ONLY: the embedded relay keeps everybody's events")
     return server, (url,)
 
 
@@ -214,7 +222,7 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
         if app.relay is not None:
             listener = feed(app, send)
             app.relay.listen(listener)
-            catch_up(app, listener)
+            await catch_up(app, listener)
         nursery.start_soon(app.pool.run)
         subscribe(app)
         nursery.start_soon(app.wallet.run)

@@ -46,14 +46,13 @@ def feed(app: App, send: trio.MemorySendChannel[VerifiedEvent]) -> Listener:
     return listener
 
 
-def catch_up(app: App, listener: Listener) -> None:
+async def catch_up(app: App, listener: Listener) -> None:
     """Notes that reached the embedded relay before we were awake; what was acted on is known."""
     if app.relay is not None:
         since = app.ctx.clock.now() - app.config.inbox.note_window_s
         us = {"p": frozenset({app.ctx.key.pubkey})}
-        for event in app.relay.query(
-            [Filter(kinds=frozenset({kinds.NOTE}), tags=us, since=since)]
-        ):
+        notes = Filter(kinds=frozenset({kinds.NOTE}), tags=us, since=since)
+        for event in await app.relay.query([notes]):
             listener(event)
 
 

@@ -30,6 +30,7 @@ RETRY_S = 2
 AT_ONCE = 8
 # Without escrow, whoever comes now would lose all when this enclave ends.
 UNSAFE_S = 3_600
+_SERVED = [State.WAITING, State.DEPLOYED, State.PAUSED, State.SHELVED]
 
 
 async def run_loop(app: App, loop: Loop) -> None:
@@ -165,6 +166,13 @@ async def tell_network(app: App, ctx: Context) -> None:
         log.warning("network.not_told", reason=str(error) or type(error).__name__)
 
 
+async def _serve_containers(app: App, ctx: Context) -> None:
+    """The embedded relay keeps what is by and to our containers, as they come and go."""
+    if app.relay is not None:
+        rows = await ctx.store.read(lambda tx: tx.containers.list_in(_SERVED))
+        await app.relay.serve_for("containers", [row.pubkey for row in rows])
+
+
 async def _prune(app: App, ctx: Context) -> None:
     await app.seen.prune()
     await app.refused.prune()
@@ -178,5 +186,6 @@ def loops(app: App, nursery: trio.Nursery) -> tuple[Loop, ...]:
         Loop("outbox", outbox.once, 2, nudge="outbox", rest_s=0.05),
         Loop("announce instance", InstanceAnnouncer(app).once, 5),
         Loop("network", partial(tell_network, app), 1),
+        Loop("served", partial(_serve_containers, app), 5),
         Loop("prune", partial(_prune, app), 60),
     )

@@ -28,7 +28,7 @@ class Outlet:
     async def reply(self, event: VerifiedEvent) -> None:
         """An answer that is worth something now or never: everywhere, without waiting for an OK."""
         if self._server is not None:
-            self._server.publish(event)
+            await self._server.publish(event)
         if self._pool.urls:
             await self._pool.publish(event, wait_ok=False)
 
@@ -53,8 +53,7 @@ class Outlet:
     async def _deliver_to(self, event: VerifiedEvent, url: str) -> str | None:
         name = normal_url(url)
         if name in self._own_urls and self._server is not None:
-            self._server.publish(event)
-            return None
+            return None if await self._server.publish(event) else "it cannot be stored here"
         if name in self._pool.urls:
             published = (await self._pool.publish(event, [url]))[url]
             if published.outcome is Outcome.ACCEPTED:

@@ -29,7 +29,7 @@ async def instance(world, tmp_path, url=None):
     clock, policy = world.clock, InboxPolicy()
     clock.unix = SystemClock().now()
     us = world.ctx.key.pubkey
-    server = RelayServer(clock, name="t", pubkey=us) if url is None else None
+    server = RelayServer(clock, name="t", pubkey=us, is_open=True) if url is None else None
     seen, refused = (SeenStore(tmp_path / f"{n}.sqlite", clock) for n in ("seen", "refused"))
     outer = RelayPool(clock, policy=QUICK)
     urls = () if url is None else (url,)

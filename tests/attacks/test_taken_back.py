@@ -20,8 +20,8 @@ from tests.fakes import DIGEST
 from tests.tools.instance import ask, proved, publish_containers, relay_holding, relay_of
 
 
-def stored(server, kind, author):
-    return server.query([Filter(kinds=frozenset({kind}), authors=frozenset({author}))])
+async def stored(server, kind, author):
+    return await server.query([Filter(kinds=frozenset({kind}), authors=frozenset({author}))])
 
 
 @dataclass
@@ -60,9 +60,9 @@ async def stale(world, **options):
         # What the instance announces names the relay on which it is at home.
         world.ctx = replace(world.ctx, presence=replace(world.ctx.presence, relay_urls=(url,)))
         async with relay_of(world, **options) as (second, _):
-            (announced,) = stored(second, kinds.ANNOUNCEMENT, world.ctx.key.pubkey)
-        (event,) = stored(server, kinds.CONTAINER, pubkey)
-        server.publish(announced)
+            (announced,) = await stored(second, kinds.ANNOUNCEMENT, world.ctx.key.pubkey)
+        (event,) = await stored(server, kinds.CONTAINER, pubkey)
+        await server.publish(announced)
         async with relay_holding(world, announced, event) as old_url:
             yield Stale(world, server, url, old_url, pubkey, event)
 
@@ -102,7 +102,7 @@ async def test_a_container_that_the_instance_does_not_know(world):
     )
     facts = ContainerFacts(enclave.key.pubkey, world.admin, "deployed", 1, image, 1, (), None)
     async with relay_of(world) as (server, url):
-        server.publish(build_container(key, facts, (root, certificate), NOW))
+        await server.publish(build_container(key, facts, (root, certificate), NOW))
         report = await ask(world, url, pubkey=key.pubkey)
     assert (Answer.NOT_VALID, "NOT VALID: still there: the instance knows no such container.") == (
         report.answer, report.sentence,
@@ -178,7 +178,7 @@ async def test_a_key_is_judged_by_its_newest_announcement_and_an_old_event_by_wh
             "deleted the announcement" in by_id.sentence,
         )
         # A relay that has the newer one, but not the deletion that came with it.
-        (newer,) = stored(at.server, kinds.CONTAINER, at.pubkey)
+        (newer,) = await stored(at.server, kinds.CONTAINER, at.pubkey)
         async with relay_holding(world, newer) as url:
             by_id = await ask(world, at.old_url, url, event_id=at.event.id, ask_instance=False)
         assert (Answer.NOT_VALID, True) == (by_id.answer, "newer announcement" in by_id.sentence)

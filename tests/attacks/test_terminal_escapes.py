@@ -29,7 +29,7 @@ async def hostile_instance(key, reply):
         async def answer(event):
             rpc_id = open_request_untrusted(key, event).rpc_id
             told = RpcReply(rpc_id, reply.result, reply.error)
-            server.publish(build_reply(key, event, told, SystemClock().now()))
+            await server.publish(build_reply(key, event, told, SystemClock().now()))
 
         def listener(event):
             if event.kind == kinds.RPC and key.pubkey in event.tag_values("p"):
@@ -81,7 +81,7 @@ async def test_an_announcement_writes_into_a_report(form):
         ("t", EVIL),
     ]
     async with hostile_instance(key, RpcReply("", EVIL, None)) as (server, url):
-        server.publish(sign_event(key, kinds.ANNOUNCEMENT, EVIL, tags, now))
+        await server.publish(sign_event(key, kinds.ANNOUNCEMENT, EVIL, tags, now))
         options = ["--json"] if form == "json" else []
         code, out, err = await enclaved("verify", npub(key.pubkey), "--relay", url, *options)
     assert (1, "") == (code, err)

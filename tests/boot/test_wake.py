@@ -37,6 +37,9 @@ class Nowhere:
     async def search(self, filters, relay_urls):
         return Searched((), ())
 
+    async def believe(self, services):
+        pass
+
 
 @pytest.fixture
 async def place(tmp_path, nursery):

@@ -26,9 +26,15 @@ QUICK = RelayPolicy(
 
 
 @asynccontextmanager
-async def relay(limits=RelayLimits(), path=None, port=0, **kwargs):
+async def relay(limits=RelayLimits(), path=None, port=0, *, is_open=True, **kwargs):
     server = RelayServer(
-        SystemClock(), name="t", pubkey="0" * 64, limits=limits, path=path, **kwargs
+        SystemClock(),
+        name="t",
+        pubkey="0" * 64,
+        limits=limits,
+        path=path,
+        is_open=is_open,
+        **kwargs,
     )
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(server.serve, "127.0.0.1", port)

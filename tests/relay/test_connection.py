@@ -30,9 +30,9 @@ async def test_each_event_is_heard_once_from_two_relays():
     async with relay() as (one, url1), relay() as (two, url2), pool(url1, url2) as client:
         client.subscribe("s", ONES)
         await trio.sleep(0.1)
-        one.publish(event)
-        two.publish(event)
-        two.publish(other := note())
+        await one.publish(event)
+        await two.publish(event)
+        await two.publish(other := note())
         assert {event.id, other.id} == {
             (await client.receive()).event.id,
             (await client.receive()).event.id,
@@ -53,7 +53,7 @@ async def test_a_forged_copy_is_not_delivered_and_does_not_hide_the_true_event()
     async with hostile(liar) as (_, bad), relay() as (good, url), pool(bad, url) as client:
         client.subscribe("s", ONES)
         await trio.sleep(0.1)
-        good.publish(event)
+        await good.publish(event)
         heard = (await client.receive()).event
         assert (event.sig, VerifiedEvent) == (heard.sig, type(heard))
 
@@ -173,7 +173,7 @@ async def test_a_live_event_is_heard_soon_after_our_clock_was_set_back():
         client.subscribe("s", ONES, back_s=120)
         await trio.sleep(0.1)
         clock.unix = real
-        server.publish(note(content="live"))
+        await server.publish(note(content="live"))
         with trio.fail_after(5):
             assert (await client.receive()).event.content == "live"
 
@@ -331,7 +331,7 @@ async def test_a_slow_consumer_slows_the_relay_and_loses_nothing():
         await trio.sleep(0.1)
         total = 3_000
         for number in range(total):
-            server.publish(note(kind=20_001, content=str(number)))
+            await server.publish(note(kind=20_001, content=str(number)))
             if number % 100 == 0:
                 await trio.sleep(0)
         heard = [(await client.receive()).event.content for _ in range(total)]

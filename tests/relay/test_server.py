@@ -9,12 +9,13 @@ import trio
 
 from bot.clock import SystemClock
 from bot.relay.connection import Outcome
+from bot.relay.event_tables import Budget
 from bot.relay.websocket import connect
 from nips import nip01, nip42
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip11 import RelayLimits
-from tests.relay.conftest import note, pool, relay
+from tests.relay.conftest import eventually, note, pool, relay
 
 NOW = SystemClock().now
 
@@ -263,9 +264,10 @@ async def test_a_client_that_does_not_read_is_disconnected_not_buffered_for():
         await deaf.hear()
         for _ in range(200):
             await publish(writer, note(kind=20_001, content="x" * 50_000))
-        session = [s for s in server._clients.values() if s.websocket._queued_bytes > 200_000]
-        assert len(session) <= 1, "at most the limit and one event wait for it"
-        assert not any(s.subscriptions for s in session)
+            assert server.load().queued_bytes < 260_000, "at most the limit and one event wait"
+        await eventually(lambda: server.load().connections == 1)
+        assert server.load().live.filters == 0
+        await eventually(lambda: server.load().queued_bytes == 0)
 
 
 async def test_the_bot_hears_events_without_a_socket(key):
@@ -277,7 +279,7 @@ async def test_the_bot_hears_events_without_a_socket(key):
         await publish(raw, event)
         assert [event.id] == [e.id for e in heard], "once, and only what was accepted"
         await raw.say("REQ", "s", {"kinds": [1], "limit": 0})
-        server.publish(note(key, "from the bot"))
+        await server.publish(note(key, "from the bot"))
         assert (await raw.hear())[2]["content"] == "from the bot"
 
 
@@ -289,7 +291,7 @@ async def test_events_survive_a_restart_in_sqlite(tmp_path, key):
         await publish(raw, note(key, "newest", 10_002))
     async with relay(path=path) as (server, _):
         assert {"kept", "newest"} == {
-            e.content for e in server.query([Filter(authors=frozenset({key.pubkey}))])
+            e.content for e in await server.query([Filter(authors=frozenset({key.pubkey}))])
         }
 
 
@@ -312,10 +314,10 @@ async def test_stored_results_larger_than_the_queue_arrive_and_the_reader_stays_
     limits = RelayLimits(max_queued_bytes=400_000, events_per_minute=10_000)
     async with relay(limits) as (server, url), talk(url) as raw:
         for number in range(100):
-            server.publish(note(content=f"{number} " + "x" * 20_000))
+            await server.publish(note(content=f"{number} " + "x" * 20_000))
         assert len(await stored(raw, kinds=[1], limit=500)) == 100
         await raw.say("REQ", "live", {"kinds": [1], "limit": 0})
-        server.publish(note(content="live"))
+        await server.publish(note(content="live"))
         assert (await raw.hear())[2]["content"] == "live"
 
 
@@ -331,18 +333,20 @@ async def test_queries_are_limited():
 
 async def test_strangers_push_out_each_other_but_never_our_own(key):
     async with relay(RelayLimits(max_stored_events=10)) as (server, url), talk(url) as raw:
-        server.publish(note(key, "ours"))
+        await server.publish(note(key, "ours"))
         for number in range(30):
             await publish(
                 raw, note(content=str(number), tags=[("p", SecretKey.generate().pubkey)])
             )
         assert "ours" in {e["content"] for e in await stored(raw, kinds=[1])}
-        assert len(server._events) == 10
-        assert len(server._events._by_p) <= 10
+        sizes = await server.stored()
+        assert (10, 1) == (sizes[Budget.STRANGERS].events, sizes[Budget.OWN].events)
 
 
 async def test_memory_for_events_is_bounded_in_bytes():
     async with relay(RelayLimits(max_stored_bytes=100_000)) as (server, url), talk(url) as raw:
         for _ in range(20):
             await publish(raw, note(content="x" * 20_000))
-        assert server._events._bytes <= 100_000
+        size = (await server.stored())[Budget.STRANGERS]
+        assert 80_000 < size.bytes <= 100_000
+        assert size.events == 4

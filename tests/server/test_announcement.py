@@ -33,13 +33,13 @@ async def test_a_refusal_is_told_once_and_tried_again_until_it_is_taken(monkeypa
                 await trio.sleep(0.01)
             await trio.sleep(0.2)
             await announcement.bring()
+        assert [event.id] == [e.id for e in await server.query([Filter()])]
 
     assert asked == 3, "and not again once it was taken"
     assert [
         ("relay does not take our announcement", "rejected blocked: pay first"),
         ("relay has our announcement now", None),
     ] == [(line["event"], line.get("reason")) for line in lines if "announcement" in line["event"]]
-    assert [event.id] == [e.id for e in server.query([Filter()])]
 
 
 class Refusing:

@@ -71,7 +71,7 @@ async def test_what_is_queued_is_published_until_every_relay_has_it(world):
         await queue(world, "queued", [url, DEAD])
         async with outbox(world, Outlet(client, None, ())) as box:
             assert await box.drain() == 1
-            assert ["queued"] == [e.content for e in server.query([Filter()])]
+            assert ["queued"] == [e.content for e in await server.query([Filter()])]
             world.clock.advance(5)
             assert await queued(world) == [(DEAD,)]
             for _ in range(TRIES):

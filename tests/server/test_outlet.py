@@ -22,7 +22,7 @@ async def test_strangers_relays_get_the_event_and_nothing_else(monkeypatch):
         monkeypatch.setattr(bot.server.outlet, "resolve_public", anywhere)
         event = note(content="receipt")
         assert {} == await outlet.deliver(event, [url])
-        assert [event.id] == [e.id for e in server.query([Filter()])]
+        assert [event.id] == [e.id for e in await server.query([Filter()])]
         assert frozenset() == client.urls, "it did not become one of ours"
         assert {"ws://a..b", "http://x"} == set(
             await outlet.deliver(event, ["ws://a..b", "http://x"])
@@ -39,7 +39,7 @@ async def test_our_relays_are_ours_however_they_are_spelt():
         assert outlet.is_ours(url.upper())
         assert not outlet.is_ours("wss://elsewhere.example")
         assert await outlet.deliver(event, [url, f"{url}/"]) == {}
-        assert [event.id] == [e.id for e in server.query([Filter()])]
+        assert [event.id] == [e.id for e in await server.query([Filter()])]
 
 
 async def test_the_embedded_relay_is_known_by_any_spelling():
@@ -48,7 +48,7 @@ async def test_the_embedded_relay_is_known_by_any_spelling():
         event = note(content="announcement")
 
         assert await outlet.deliver(event, ["wss://ours.example"]) == {}
-        assert [event.id] == [e.id for e in server.query([Filter()])]
+        assert [event.id] == [e.id for e in await server.query([Filter()])]
 
 
 async def test_what_is_missing_comes_with_a_reason():

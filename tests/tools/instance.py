@@ -44,12 +44,12 @@ def proved(world, env=Env.PROD):
 @asynccontextmanager
 async def relay_of(world, *, answers=True, tamper=None):
     """A relay on a real port, with the instance behind it."""
-    server = RelayServer(world.clock, name="t", pubkey=None)
+    server = RelayServer(world.clock, name="t", pubkey=None, is_open=True)
     async with trio.open_nursery() as nursery:
 
         async def answer(event):
             reply = await rpc.answer(world.ctx, event)
-            server.publish(tamper(event, reply) if tamper else reply)
+            await server.publish(tamper(event, reply) if tamper else reply)
 
         def listener(event):
             if (
@@ -62,7 +62,7 @@ async def relay_of(world, *, answers=True, tamper=None):
         server.listen(listener)
         port = await nursery.start(server.serve, "127.0.0.1", 0)
         for event in (await instance_events(world.ctx))[0]:
-            server.publish(event)
+            await server.publish(event)
         await publish_containers(world, server)
         yield server, f"ws://127.0.0.1:{port}"
         nursery.cancel_scope.cancel()
@@ -71,17 +71,17 @@ async def relay_of(world, *, answers=True, tamper=None):
 async def publish_containers(world, server):
     await announce_containers(world.ctx)
     for item in await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now(), 100)):
-        server.publish(parse_event_json_untrusted(item.body))
+        await server.publish(parse_event_json_untrusted(item.body))
 
 
 @asynccontextmanager
 async def relay_holding(world, *events):
     """A relay that keeps what it has, whatever happened since; no instance listens there."""
-    server = RelayServer(world.clock, name="old", pubkey=None)
+    server = RelayServer(world.clock, name="old", pubkey=None, is_open=True)
     async with trio.open_nursery() as nursery:
         port = await nursery.start(server.serve, "127.0.0.1", 0)
         for event in events:
-            server.publish(event)
+            await server.publish(event)
         yield f"ws://127.0.0.1:{port}"
         nursery.cancel_scope.cancel()
 

@@ -32,7 +32,7 @@ async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
         assert "just now" not in offline.sentence
     pubkey = await world.deployed()
     async with relay_of(world) as (server, _):
-        (event,) = server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
+        (event,) = await server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
     async with relay_holding(world, event) as url:
         report = await ask(world, url, pubkey=pubkey)
     assert Answer.COULD_NOT_CHECK is report.answer

@@ -38,7 +38,7 @@ async def test_a_relay_that_never_comes_is_named(monkeypatch):
 async def test_what_was_heard_before_anybody_waited_is_found():
     event = sign_event(SecretKey.generate(), 1, "early", [], 1_700_000_000)
     async with relay() as (server, url), open_client(SecretKey.generate(), [url]) as client:
-        server.publish(event)
+        await server.publish(event)
         client.watch(Filter(kinds=frozenset({1})))
         await trio.sleep(0.2)
         assert (await client.wait_for(lambda e: e.id == event.id, 5)) == event

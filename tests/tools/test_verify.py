@@ -49,7 +49,7 @@ async def test_a_container_is_valid_with_its_image_and_its_instance(world):
             report.facts["image"], report.facts["author"], report.facts["instance"],
         )  # fmt: skip
         assert image in report.sentence
-        (event,) = server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
+        (event,) = await server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
         by_event = await ask(world, url, event_id=event.id)
         assert report.sentence == by_event.sentence
 
@@ -76,12 +76,12 @@ async def test_an_app_is_valid_through_its_container(world):
     ]
     note = sign_event(app, kinds.NOTE, "hello", tags, NOW)
     async with relay_of(world) as (server, url):
-        server.publish(note)
+        await server.publish(note)
         report = await ask(world, url, event_id=note.id)
         assert Answer.VALID is report.answer, report.lines()
         assert "an app in a container" in report.sentence
         gap = sign_event(app, kinds.NOTE, "hello", [tags[0], tags[2]], NOW)
-        server.publish(gap)
+        await server.publish(gap)
         report = await ask(world, url, event_id=gap.id)
         assert (Answer.NOT_VALID, True) == (report.answer, "gap" in report.sentence)
 
@@ -129,13 +129,13 @@ async def test_an_app_is_found_by_what_it_signed_itself_and_by_nobody_elses_word
         lambda tx: tx.containers.save(replace(tx.containers.find(pubkey), app=app.pubkey))
     )
     async with relay_of(world) as (server, url):
-        server.publish(sign_event(SecretKey.generate(), kinds.CONTAINER, "", claims, NOW))
+        await server.publish(sign_event(SecretKey.generate(), kinds.CONTAINER, "", claims, NOW))
         report = await ask(world, url, pubkey=app.pubkey)
         assert Answer.COULD_NOT_CHECK is report.answer, (
             "containers name it, but it said nothing itself"
         )
-        server.publish(sign_event(app, kinds.NOTE, "hello", [], NOW))
-        server.publish(sign_event(app, kinds.NOTE, "certified", tags, NOW - 1))
+        await server.publish(sign_event(app, kinds.NOTE, "hello", [], NOW))
+        await server.publish(sign_event(app, kinds.NOTE, "certified", tags, NOW - 1))
         report = await ask(world, url, pubkey=app.pubkey)
         assert Answer.VALID is report.answer, report.lines()
         assert f"{npub(app.pubkey)} is an app in a container of docker://" in report.sentence
@@ -150,7 +150,7 @@ async def test_events_of_another_author_expired_ones_and_future_ones(world):
     good = sign_event(enclave.key, kinds.NOTE, "", [proof], NOW)
     async with relay_of(world) as (server, url):
         for event in (future, good):
-            server.publish(event)
+            await server.publish(event)
         assert Answer.VALID is (await ask(world, url, event_id=good.id)).answer
         report = await ask(world, url, pubkey=SecretKey.generate().pubkey, event_id=good.id)
         assert (Answer.NOT_VALID, True) == (
@@ -189,14 +189,14 @@ async def test_a_container_certified_by_other_code_or_long_ago(world):
 
     async with relay_of(world) as (server, url):
         theirs = note(other)
-        server.publish(theirs)
+        await server.publish(theirs)
         report = await ask(world, url, event_id=theirs.id)
         assert (Answer.NOT_VALID, True) == (
             report.answer,
             "other code than the instance" in report.sentence,
         )
         mine = note(enclave)
-        server.publish(mine)
+        await server.publish(mine)
         world.clock.advance(100)
         report = await ask(
             world, url, event_id=mine.id, policies=[DebugPolicy(), MaxAge(60, NOW + 100)]
@@ -218,11 +218,11 @@ async def test_what_is_wrong_stays_wrong_when_the_rest_cannot_be_seen(world):
     proved(world)
     pubkey = await world.deployed()
     async with relay_of(world) as (server, url):
-        (event,) = server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
+        (event,) = await server.query([Filter(kinds=frozenset({kinds.CONTAINER}))])
         row = await world.row(pubkey)
         tags = [t if t[0] != "state" else ("state", "x") for t in event.tags if t[0] != "tee_cert"]
         wrong = sign_event(row.key, kinds.CONTAINER, "", tags, NOW)
-        server.publish(wrong)
+        await server.publish(wrong)
         report = await ask(world, url, event_id=wrong.id)
         assert Answer.NOT_VALID is report.answer
 
@@ -237,7 +237,7 @@ async def test_a_container_ends_before_its_instance_when_its_certificate_does(wo
     tags = [("tee_root", root.event.json.decode()), ("tee_cert", short.json.decode())]
     note = sign_event(row.key, kinds.NOTE, "x", tags, NOW)
     async with relay_of(world) as (server, url):
-        server.publish(note)
+        await server.publish(note)
         report = await ask(world, url, event_id=note.id)
     assert (Answer.VALID, NOW + 60) == (report.answer, report.facts["not_after"])
 

@@ -6,9 +6,8 @@ token that leaked is worth nothing elsewhere; an address alone is not asked anyt
 """
 
 import hmac
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +17,7 @@ import trio
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from bot.relay.gate import Gate, network_of_peer
 from bot.relay.websocket import WebsocketGone, accept
 from handlers.certify import CertificateParams, Certifier, ChallengeParams, container_token
 from handlers.context import Context
@@ -42,7 +42,8 @@ class ContainerDoor:
             "get_challenge": (ChallengeParams, certifier.challenge),
             "create_certificate": (CertificateParams, certifier.certificate),
         }
-        self._open: Counter[str] = Counter()
+        # Nobody has more than the others: all who call here are containers.
+        self._gate = Gate(MAX_CONNECTIONS, MAX_PER_ADDRESS, own=())
 
     async def serve(
         self, host: str, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
@@ -54,8 +55,8 @@ class ContainerDoor:
 
     async def _client(self, stream: trio.SocketStream) -> None:
         try:
-            address = str(stream.socket.getpeername()[0]).removeprefix("::ffff:")
-            with self._place(address) as is_free:
+            address = network_of_peer(stream)
+            with self._gate.place(address) as is_free:
                 if is_free:
                     await self._serve_client(stream, address)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -65,19 +66,6 @@ class ContainerDoor:
             log.exception("container channel failed")
         finally:
             await trio.aclose_forcefully(stream)
-
-    @contextmanager
-    def _place(self, address: str) -> Iterator[bool]:
-        """Counted from the first byte: who says nothing takes up a place as well."""
-        if self._open[address] >= MAX_PER_ADDRESS or self._open.total() >= MAX_CONNECTIONS:
-            yield False
-            return
-        self._open[address] += 1
-        try:
-            yield True
-        finally:
-            self._open[address] -= 1
-            self._open = +self._open  # addresses without a connection are forgotten
 
     async def _serve_client(self, stream: trio.SocketStream, address: str) -> None:
         caller: list[str] = []

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from bot.relay.gate import Gate, network_of_peer, places
 from handlers.commands.attest import AttestParams, attestation_for
 from handlers.context import Context
 from handlers.errors import Code, Refusal, invalid
@@ -28,6 +29,7 @@ from nips.nip19 import pubkey_from_npub_untrusted
 
 log = structlog.get_logger()
 MAX_ATTESTING = 4
+MAX_CONNECTIONS, MAX_PER_ADDRESS, DESCRIPTORS_SHARE = 512, 32, 0.25
 _STATUS = {
     Code.INVALID: 400,
     Code.RATE_LIMITED: 429,
@@ -125,9 +127,13 @@ async def serve(
     config.keep_alive_timeout = config.read_timeout = 15
     app, context = ASGIWrapper(build_app(ctx)), WorkerContext(None)  # type: ignore[arg-type]
 
+    gate = Gate(places(MAX_CONNECTIONS, DESCRIPTORS_SHARE), MAX_PER_ADDRESS)
+
     async def connection(stream: trio.SocketStream) -> None:
         try:
-            await TCPServer(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+            with gate.place(network_of_peer(stream)) as is_free:
+                if is_free:
+                    await TCPServer(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 - h11, h2 and binascii all have their own
             log.warning("http connection failed", reason=repr(error)[:200])
         finally:
