@@ -18,7 +18,7 @@ import trio
 
 from bot.clock import Clock
 
-# Some 25 MB of memory.
+# Some 30 MB of memory.
 MOST_IDS = 100_000
 PRUNED_AT_ONCE = 500
 # For ids of files that do not tell: as long as anything was kept.

@@ -22,6 +22,7 @@ from nips.keys import SecretKey
 from nips.tee.env import Env
 from nips.tee.nec04 import build_launcher_signature
 from tests.evidence import HARDWARE, NOW, REPO, ZERO, Enclave, Hardware
+from tests.fakes import altered
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +95,7 @@ def lies(enclave):
 
 
 def json_changed(event):
-    from dataclasses import replace
-
-    return replace(
+    return altered(
         event, tags=tuple(("t", "prod") if tag[0] == "t" else tag for tag in event.tags)
     )
 
