@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 
 from bot.adapters.docker_engine import DockerConfig, DockerEngine
-from bot.adapters.sqlite_store import SqliteStore
+from bot.adapters.store.sqlite import SqliteStore
 from bot.clock import SystemClock, boot_id
 from bot.devstack.sample import build_image
 from bot.devstack.stack import ground
@@ -33,9 +33,9 @@ async def start_all(engine: DockerEngine, store: SqliteStore, image: str, now: i
         row = Container(
             key, "a" * 64, f"c{number}", image, image, 1, Tariff(), State.DEPLOYED, now, now
         )  # fmt: skip
-        await store.write(lambda tx: tx.add_container(row))
+        await store.write(lambda tx: tx.containers.add(row))
         entry = payment(f"{number:064x}", key.pubkey, MAIN_WALLET, 10**9)
-        await store.write(lambda tx: tx.post(entry, now))
+        await store.write(lambda tx: tx.ledger.post(entry, now))
         spec = ContainerSpec(key.pubkey, image, 1, limits_for(1, UnitSize()), {}, (), ())
         problem = await engine.start(spec)
         assert problem is None, problem

@@ -9,8 +9,10 @@ def main() -> int:
     if not __debug__:
         sys.stderr.write("enclaved: error: never run this under python -O\n")
         return 1
+    from bot import terminal
     from bot.tools.cli import main as command_line
 
+    sys.excepthook = terminal.tell_crash
     return command_line()
 
 

@@ -9,12 +9,12 @@
 - `domain` holds the rules, as plain Python.
 """
 
-from handlers.commands.attest import AttestParams, attest, tell_attest
+from handlers.commands.attest import AttestParams, attest
 from handlers.commands.balance import BalanceParams, balance, tell_balance
 from handlers.commands.deploy import DeployParams, deploy, tell_deploy
 from handlers.commands.help import HelpParams, help_for, tell_help
 from handlers.commands.info import InfoParams, info
-from handlers.commands.list import ListParams, list_containers, tell_list
+from handlers.commands.list import ListParams, list_containers
 from handlers.commands.logs import LogsParams, logs
 from handlers.commands.ping import PingParams, ping
 from handlers.commands.quote import QuoteParams, quote, tell_quote
@@ -22,32 +22,30 @@ from handlers.commands.release import ReleaseParams, release, tell_release
 from handlers.commands.restart import RestartParams, restart, tell_restart
 from handlers.commands.stop import StopParams, stop, tell_stop
 from handlers.commands.topup import TopupParams, tell_topup, topup
-from handlers.commands.withdraw import WithdrawParams, tell_withdraw, withdraw
+from handlers.commands.withdraw import WithdrawParams, withdraw
 from handlers.routes import Route
 
 ROUTES: tuple[Route, ...] = (
     Route("ping", PingParams, ping, "Is anybody there?", '"pong"', str),
     Route("help", HelpParams, help_for(lambda: ROUTES), "The commands, or one of them in full.", "commands", tell_help),
     Route("quote", QuoteParams, quote, "What an image would cost and get.",
-          "quote_id, image (pinned), units, price_sat, interval_s, limits, signers, release, units_free, …", tell_quote),
+          "quote_id, image (pinned), units, price_sat, interval_s, limits, signers, release, units_free, …", tell_quote, slow=True),
     Route("release", ReleaseParams, release, "Who signed an image, by its labels and its signers' relays.",
-          "image (pinned), repo, version, image_id, signers, signed_by_all, newer", tell_release),
+          "image (pinned), repo, version, image_id, signers, signed_by_all, newer", tell_release, slow=True),
     Route("attest", AttestParams, attest, "Proof over your nonce that this key lives in the enclave, now.",
-          "nonce, not_after, tee_root (a 23793 event)", tell_attest, public=False),
+          "nonce, not_after, tee_root (a 23793 event)", slow=True),
     Route("deploy", DeployParams, deploy, "Reserve a place for an image; it starts when the invoice is paid.",
-          "pubkey, npub, invoice (as NIP-47's make_invoice)", tell_deploy, aliases=("launch",)),
+          "pubkey, npub, invoice (as NIP-47's make_invoice)", tell_deploy, slow=True, aliases=("launch",)),
     Route("topup", TopupParams, topup, "An invoice that feeds a container's balance; anybody may pay.",
-          "pubkey, invoice", tell_topup),
+          "pubkey, invoice", tell_topup, slow=True),
     Route("balance", BalanceParams, balance, "What is left and how long it lasts.",
-          "state, balance_msat, balance_sat, lasts_s, withdrawable_sat", tell_balance),
+          "state, detail, balance_msat, balance_sat, lasts_s, withdrawable_sat", tell_balance),
     Route("withdraw", WithdrawParams, withdraw, "Pay the balance out to an invoice.",
-          "payment_id, payment_hash, amount_sat, state (settled, unknown), preimage", tell_withdraw,
-          public=False, admin_only=True),
-    Route("list", ListParams, list_containers, "Your containers.", "containers", tell_list, public=False),
+          "payment_id, payment_hash, amount_sat, state (settled, unknown), preimage", slow=True, admin_only=True),
+    Route("list", ListParams, list_containers, "Your containers.", "containers"),
     Route("info", InfoParams, info, "All about one container.",
-          "state, detail, reason, image, units, endpoints, balance_msat, …", str, public=False, admin_only=True),
-    Route("logs", LogsParams, logs, "The last lines that a container wrote.", "logs, truncated", str,
-          public=False, admin_only=True),
+          "state, detail, reason, image, units, endpoints, balance_msat, …", admin_only=True),
+    Route("logs", LogsParams, logs, "The last lines that a container wrote.", "logs, truncated", admin_only=True),
     Route("restart", RestartParams, restart, "Start a container anew; volumes are kept.",
           "state, generation", tell_restart, admin_only=True),
     Route("stop", StopParams, stop, "Delete a container and its volumes; the balance stays yours.",

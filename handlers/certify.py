@@ -15,8 +15,9 @@ from handlers.context import Context
 from handlers.domain.lifecycle import State
 from handlers.errors import Refusal, invalid, not_found, restricted, unavailable
 from handlers.params import APP_PUBKEY, PROOF, param
-from handlers.ports import Tx
 from handlers.records import Container
+from handlers.tables import Tx
+from handlers.transitions import save_changed
 from nips import nip42
 from nips.errors import BadInput
 from nips.event import Event
@@ -58,7 +59,7 @@ class Certifier:
         self, ctx: Context, container: str, params: ChallengeParams
     ) -> dict[str, Any] | Refusal:
         """What the app must sign: kind 22242 with these tags."""
-        endpoint, now = ctx.places.container_endpoint, ctx.clock.now()
+        endpoint, now = ctx.presence.container_endpoint, ctx.clock.now()
         if endpoint is None:
             return unavailable("there is no endpoint for containers here")
         text, open_now = secrets.token_hex(32), self._open(container, now)
@@ -78,7 +79,7 @@ class Certifier:
         refusal = self._check_proof(ctx, container, params)
         if refusal is not None:
             return refusal
-        row = await ctx.store.write(lambda tx: _remember_app(tx, container, params.pubkey))
+        row = await ctx.store.write(_remember_app, container, params.pubkey)
         if row is None:
             return not_found("this container does not run")
         now = ctx.clock.now()
@@ -88,7 +89,7 @@ class Certifier:
             ctx.key, container, Role.CONTAINER, now, image=row.image, not_after=ends
         )
         of_app = build_certificate(row.key, params.pubkey, Role.APP, now, not_after=ends)
-        ctx.wake.announce()
+        ctx.nudge.announce()
         return {
             "root": root.event.as_dict(),
             "certs": [of_container.as_dict(), of_app.as_dict()],
@@ -103,7 +104,7 @@ class Certifier:
         text, _ = self._open(container, ctx.clock.now()).pop(params.pubkey, ("", 0))
         if not text:
             return restricted("there is no open challenge for this key; ask get_challenge")
-        endpoint = frozenset({(ctx.places.container_endpoint or "").rstrip("/")})
+        endpoint = frozenset({(ctx.presence.container_endpoint or "").rstrip("/")})
         try:
             proven = nip42.verify_answer(params.proof, endpoint, text, ctx.clock.now())
         except BadInput as error:
@@ -123,13 +124,13 @@ class Certifier:
 
 
 def _remember_app(tx: Tx, container: str, app: str) -> Container | None:
-    row = tx.container(container)
+    row = tx.containers.find(container)
     if row is None or row.state is not State.DEPLOYED:
         return None
-    if app in {other.pubkey for other in tx.containers()}:
+    if tx.containers.find(app) is not None:
         # A container's own key is no app's; certificates must not run in circles.
         return None
     if row.app != app:
-        row = replace(row, app=app, dirty=True)
-        tx.save_container(row)
+        row = replace(row, app=app)
+        save_changed(tx, row)
     return row

@@ -4,8 +4,8 @@ from typing import Any
 
 from handlers.context import Context
 from handlers.errors import Refusal, unavailable
-from handlers.ports import InvoiceWanted, Minted, Tx, WalletProblem
-from handlers.records import Container, InvoiceRecord
+from handlers.ports import InvoiceWanted, Minted, WalletProblem
+from handlers.records import InvoiceRecord
 
 
 async def mint(
@@ -17,6 +17,8 @@ async def mint(
     description_hash: str | None = None,
 ) -> Minted | Refusal:
     """An invoice that nobody has been told of yet; it counts only once it is recorded."""
+    if ctx.alarms.no_invoices_because is not None:
+        return unavailable(f"no money is taken now: {ctx.alarms.no_invoices_because}")
     wanted = InvoiceWanted(
         container, wallet, amount_msat, description, description_hash, ctx.policy.invoice_valid_s
     )
@@ -24,29 +26,28 @@ async def mint(
     return unavailable(minted.value) if isinstance(minted, WalletProblem) else minted
 
 
-def record(
-    tx: Tx, minted: Minted, container: str, wallet: str, now: int, zap_request: str | None = None
-) -> None:
-    """Remember the invoice, so that its payment is looked for and credited."""
-    tx.add_invoice(
-        InvoiceRecord(
-            payment_hash=minted.payment_hash,
-            container=container,
-            bolt11=minted.bolt11,
-            amount_msat=minted.amount_msat,
-            created_at=minted.created_at,
-            expires_at=minted.expires_at,
-            wallet=wallet,
-            next_look_at=now,
-            zap_request=zap_request,
-        )
+def to_record(
+    minted: Minted,
+    container: str,
+    wallet: str,
+    now: int,
+    zap_request: str | None = None,
+    *,
+    anonymous: bool = False,
+) -> InvoiceRecord:
+    """What to remember, so that its payment is looked for and credited."""
+    return InvoiceRecord(
+        payment_hash=minted.payment_hash,
+        container=container,
+        bolt11=minted.bolt11,
+        amount_msat=minted.amount_msat,
+        created_at=minted.created_at,
+        expires_at=minted.expires_at,
+        wallet=wallet,
+        next_look_at=now,
+        zap_request=zap_request,
+        anonymous=anonymous,
     )
-
-
-def too_many_open(tx: Tx, ctx: Context, row: Container, caller: str | None, now: int) -> bool:
-    """Anybody may ask for invoices, so there must be an end to it; the admin always has some left."""
-    most = ctx.policy.max_open_invoices * (2 if caller == row.admin else 1)
-    return len(tx.open_invoices_of(row.pubkey, now)) >= most
 
 
 def invoice_result(minted: Minted, description: str) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from handlers.context import Caller
 from handlers.domain.lifecycle import State
 from handlers.errors import Refusal, not_found, restricted
-from handlers.ports import Tx
 from handlers.records import Container
+from handlers.tables import Tx
 
 
 def owned(tx: Tx, caller: Caller, pubkey: str) -> Container | Refusal:
     """The container, if the caller is its admin."""
-    row = tx.container(pubkey)
+    row = tx.containers.find(pubkey)
     if row is None:
         return not_found("there is no such container here")
     if row.admin != caller.pubkey:
@@ -19,7 +19,7 @@ def owned(tx: Tx, caller: Caller, pubkey: str) -> Container | Refusal:
 
 def payable(tx: Tx, pubkey: str) -> Container | Refusal:
     """The container, if it still takes payments."""
-    row = tx.container(pubkey)
+    row = tx.containers.find(pubkey)
     if row is None or row.state is State.STOPPED:
         return not_found("there is no such container here")
     return row

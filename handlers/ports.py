@@ -4,83 +4,20 @@ Refusals and uncertainty are values here: a wallet that does not answer is `PayS
 image that cannot be run is `CannotStart`. What raises is a fault of ours.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Protocol
 
+from handlers.domain.evidence import Book
 from handlers.domain.image import ImageRef
-from handlers.domain.ledger import Entry
-from handlers.domain.lifecycle import State
 from handlers.domain.limits import Limits
-from handlers.domain.meter import Ended, Meter, Run
+from handlers.domain.meter import Ended, Run
 from handlers.domain.plan import Found
-from handlers.domain.quote import Quote
-from handlers.records import Container, InvoiceRecord, OutboxItem, Outgoing, PublishedPort
-from nips.event import Event, VerifiedEvent
+from handlers.records import PublishedPort
+from nips.event import VerifiedEvent
 from nips.filters import Filter
 from nips.keys import SecretKey
-
-T = TypeVar("T")
-
-
-class Tx(Protocol):
-    """One transaction on the store: synchronous, all or nothing, nobody else writes meanwhile."""
-
-    def container(self, pubkey: str) -> Container | None: ...
-    def containers(self, states: Sequence[State] | None = None) -> list[Container]: ...
-    def containers_of(self, admin: str) -> list[Container]: ...
-    def add_container(self, container: Container) -> None: ...
-    def save_container(self, container: Container) -> None: ...
-    def held_units(self) -> int: ...
-    def waiting_of(self, admin: str) -> int: ...
-    def waiting_units(self) -> int: ...
-    def taken_ports(self) -> set[int]: ...
-    def take_ports(self, pubkey: str, ports: Sequence[PublishedPort]) -> None: ...
-    def drop_ports(self, pubkey: str) -> None: ...
-
-    def quote(self, quote_id: str) -> Quote | None: ...
-    def add_quote(self, quote: Quote, now: int) -> None: ...
-
-    def invoice(self, payment_hash: str) -> InvoiceRecord | None: ...
-    def add_invoice(self, invoice: InvoiceRecord) -> None: ...
-    def save_invoice(self, invoice: InvoiceRecord) -> None: ...
-    def invoices_to_look_at(self, now: int, limit: int) -> list[InvoiceRecord]: ...
-    def invoices_of(self, container: str) -> list[InvoiceRecord]: ...
-    def prune_invoices(self, before: int) -> None: ...
-    def open_invoices_of(self, container: str, now: int) -> list[InvoiceRecord]: ...
-
-    def outgoing(self, payment_id: str) -> Outgoing | None: ...
-    def outgoing_with_hash(self, payment_hash: str) -> list[Outgoing]: ...
-    def add_outgoing(self, outgoing: Outgoing) -> None: ...
-    def save_outgoing(self, outgoing: Outgoing) -> None: ...
-    def unknown_outgoing(self) -> list[Outgoing]: ...
-    def outgoing_to_look_at(self, now: int, limit: int) -> list[Outgoing]: ...
-    def last_sweep_of(self, wallet: str) -> Outgoing | None: ...
-
-    def post(self, entry: Entry, at: int) -> bool:
-        """Write a ledger entry; False when its key exists already. Raises on a negative balance."""
-        ...
-
-    def balance(self, account: str) -> int: ...
-
-    def meter(self, pubkey: str) -> Meter | None: ...
-    def save_meter(self, pubkey: str, meter: Meter) -> None: ...
-
-    def enqueue(self, event: Event, relay_urls: Sequence[str], at: int) -> None:
-        """Have an event published, whatever happens: it is written with the state that it tells of."""
-        ...
-
-    def outbox(self, now: int, limit: int) -> list[OutboxItem]: ...
-    def outbox_sent(self, item_id: int) -> None: ...
-    def outbox_later(self, item_id: int, next_at: int, relay_urls: Sequence[str]) -> None: ...
-
-
-class Store(Protocol):
-    """Durable state. When `write` returns, what it wrote survives a crash."""
-
-    async def read(self, work: Callable[[Tx], T]) -> T: ...
-    async def write(self, work: Callable[[Tx], T]) -> T: ...
 
 
 class WalletProblem(Enum):
@@ -135,22 +72,41 @@ class Incoming:
 
 
 class PayStatus(Enum):
-    """NOT_FOUND: the wallet has never seen it. Only SETTLED and FAILED are final."""
+    """Only SETTLED and FAILED are final. ABSENT: not in the wallet's books, which alone proves nothing."""
 
     SETTLED = "settled"
     FAILED = "failed"
+    PENDING = "pending"
+    ABSENT = "absent"
     UNKNOWN = "unknown"
-    NOT_FOUND = "not found"
 
 
 @dataclass(frozen=True)
 class PayResult:
-    """What became of an outgoing payment."""
+    """What became of an outgoing payment. ``books``: where it was found, or, when ABSENT, is missing."""
 
     status: PayStatus
     fees_msat: int = 0
     preimage: str | None = None
     reason: str = ""
+    books: frozenset[Book] = frozenset()
+
+    @property
+    def is_seen_unsettled(self) -> bool:
+        """Whether one of the wallet's books shows it as on its way, or as failed."""
+        return self.status in (PayStatus.PENDING, PayStatus.FAILED) and bool(self.books)
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Something happened: to this payment hash, or somewhere in this container's wallet.
+
+    ``paid``: what the wallet said of an outgoing payment by itself (a notification, an answer that came late).
+    """
+
+    payment_hash: str | None = None
+    container: str | None = None
+    paid: PayResult | None = None
 
 
 class Wallet(Protocol):
@@ -170,8 +126,19 @@ class Wallet(Protocol):
     async def make_own_invoice(self, amount_msat: int, memo: str) -> Minted | WalletProblem: ...
     async def look_up(self, payment_hash: str, owner: SecretKey | None) -> Incoming: ...
     async def received(self, owner: SecretKey, since: int) -> list[Incoming]: ...
-    async def pay(self, bolt11: str, amount_msat: int, owner: SecretKey | None) -> PayResult: ...
-    async def look_up_payment(self, payment_hash: str, owner: SecretKey | None) -> PayResult: ...
+    async def pay(self, bolt11: str, amount_msat: int, owner: SecretKey | None) -> PayResult:
+        """Send it once. FAILED only if the wallet says that it never tried, or has it as failed in its book."""
+        ...
+
+    async def look_up_payment(
+        self, payment_hash: str, owner: SecretKey | None, since: int
+    ) -> PayResult:
+        """What the wallet's books say of a payment that was made at ``since`` or later."""
+        ...
+
+    async def balance(self, owner: SecretKey | None) -> int | WalletProblem:
+        """What the wallet holds, in msat; REFUSED where it does not tell."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -228,8 +195,14 @@ class Engine(Protocol):
 
     async def found(self) -> dict[str, Found]: ...
     async def start(self, spec: ContainerSpec) -> CannotStart | None: ...
-    async def halt(self, pubkey: str) -> None: ...
-    async def remove(self, pubkey: str, *, keep_volumes: bool) -> None: ...
+    async def halt(self, pubkey: str, grace_s: int) -> None:
+        """By the image's own stop signal; killed when it goes on for longer than ``grace_s``."""
+        ...
+
+    async def remove(self, pubkey: str, *, keep_volumes: bool) -> None:
+        """With ``keep_volumes``, what it wrote to its log is kept as well."""
+        ...
+
     async def logs(self, pubkey: str, lines: int) -> str: ...
     async def exit_reason(self, pubkey: str) -> str: ...
     async def addresses(self) -> dict[str, str]:
@@ -237,9 +210,11 @@ class Engine(Protocol):
         ...
 
     def runs(self) -> dict[str, Run]: ...
-    def take_ended(self) -> list[Ended]:
-        """Runs that were seen alive and are over now; each is handed out once."""
+    def ended(self) -> list[Ended]:
+        """Runs that were seen alive and are over now, until `forget_ended`."""
         ...
+
+    def forget_ended(self, ended: Ended) -> None: ...
 
 
 class Attester(Protocol):
@@ -263,9 +238,23 @@ class Clock(Protocol):
     def boot_ms(self) -> int: ...
 
 
-class Wake(Protocol):
-    """Nudges for the loops that would otherwise look again only at their next turn."""
+class Nudges(Protocol):
+    """For the loops that would otherwise look again only at their next turn."""
 
     def reconcile(self) -> None: ...
     def announce(self) -> None: ...
     def outbox(self) -> None: ...
+
+
+class Tasks(Protocol):
+    """Doing several things at a time. A surprise with one of them is logged, and concerns no other."""
+
+    async def each(
+        self, what: str, keys: Sequence[str], work: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """Some at a time; returns when all are done."""
+        ...
+
+    async def begin(self, what: str, key: str, work: Callable[[], Awaitable[None]]) -> None:
+        """In the background, unless something with that key is under way; may return at once."""
+        ...

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from handlers.domain.ledger import MAIN_WALLET
-from handlers.domain.lifecycle import Standing, State
+from handlers.domain.lifecycle import State
 from handlers.domain.pricing import Tariff
+from handlers.domain.trial import Trial
 from nips.keys import SecretKey
 
 
@@ -21,7 +22,8 @@ class PublishedPort:
 class Container:
     """One deployed container. ``env`` may hold secrets, so it is never shown by ``repr``."""
 
-    key: SecretKey = field(repr=False)
+    pubkey: str  # the container's name everywhere: hex
+    secret: bytes = field(repr=False)
     admin: str
     name: str
     asked_for: str  # the image reference as the admin wrote it
@@ -33,7 +35,7 @@ class Container:
     created_at: int
     reason: str | None = None  # why it failed, for its admin
     generation: int = 1  # raised by restart; the engine's container carries it as a label
-    standing: Standing = Standing.DUE
+    trial: Trial = Trial()
     owed_since: int = 0  # Unix time since when a start is owed
     env: dict[str, str] = field(default_factory=dict, repr=False)
     volumes: tuple[str, ...] = ()
@@ -44,20 +46,30 @@ class Container:
     restarted_at: int = 0
     low_noticed: bool = False
     wallet: str = MAIN_WALLET  # where its money is, in the ledger's words
-    announced_id: str | None = None
-    announced_at: int = 0
     app: str | None = None  # the app's key, once it proved it from inside
-    dirty: bool = True  # the announcement no longer tells the truth
+    taken_out: bool = False  # its balance was withdrawn since it was last paid
+    revision: int = 1  # raised whenever what the world is told of it changes
 
     @property
-    def pubkey(self) -> str:
-        """The container's name everywhere: hex."""
-        return self.key.pubkey
+    def key(self) -> SecretKey:
+        """Its key, derived anew; never in the store's thread."""
+        return SecretKey(self.secret)
 
     @property
     def wallet_key(self) -> SecretKey | None:
         """The key of the container's own wallet, or None when its money lies in ours."""
         return None if self.wallet == MAIN_WALLET else self.key
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What the world was told of a container. ``event_id`` None: nothing (any more)."""
+
+    container: str
+    event_id: str | None
+    revision: int
+    announced_at: int
+    profile_at: int
 
 
 class InvoiceState(Enum):
@@ -83,6 +95,7 @@ class InvoiceRecord:
     next_look_at: int = 0
     answered_at: int = 0  # when the wallet last said that it is not paid yet
     zap_request: str | None = None
+    anonymous: bool = False  # asked for over LNURL, by anybody
 
 
 class OutgoingState(Enum):
@@ -109,14 +122,26 @@ class Outgoing:
     state: OutgoingState = OutgoingState.UNKNOWN
     to_wallet: str | None = None  # set for a sweep between wallets of ours
     next_look_at: int = 0
+    fees_msat: int = 0  # what the wallet said that it cost, once settled
+    seen_unsettled: bool = False  # one of the wallet's books showed it on its way, or as failed
+    told: bool = False  # its owner knows that the wallet does not say what became of it
+
+
+class Intent(Enum):
+    """What an item of the outbox is: an event, or what becomes one when it is sent."""
+
+    EVENT = "event"  # body: the event
+    MESSAGE = "message"  # body: to, text
+    RECEIPT = "receipt"  # body: payment_hash, preimage, paid_at
 
 
 @dataclass(frozen=True)
 class OutboxItem:
-    """A signed event that must reach at least one relay."""
+    """Something that must reach every relay named, or (none is named) our own. ``body`` is JSON."""
 
     item_id: int
-    event_json: str
+    intent: Intent
+    body: str
     relay_urls: tuple[str, ...]
     created_at: int
     attempts: int

@@ -16,8 +16,8 @@ Handler = Callable[[Context, Caller, Any], Awaitable[Result]]
 class Route:
     """One row of the table in ``handlers/__init__.py``.
 
-    ``public``: may be called where everybody can read along. ``tell`` turns a result into the words
-    of a public reply.
+    ``tell`` turns a result into the words of a public reply; without it the command may not be called where
+    everybody can read along. ``slow``: others must answer before it can (a registry, the wallet, relays).
     """
 
     method: str
@@ -25,10 +25,15 @@ class Route:
     handler: Handler
     summary: str
     returns: str
-    tell: Callable[[Result], str]
-    public: bool = True
+    tell: Callable[[Result], str] | None = None
+    slow: bool = False
     admin_only: bool = False
     aliases: tuple[str, ...] = ()
+
+    @property
+    def public(self) -> bool:
+        """Whether it may be called in public."""
+        return self.tell is not None
 
     @property
     def usage(self) -> str:

@@ -6,101 +6,125 @@ queues the notice in the same transaction, so that no crash can separate them.
 
 from dataclasses import replace
 
-from handlers.context import Context, Policy
+from handlers.context import Facts, Policy
 from handlers.domain.capacity import NoCapacity, reserve
 from handlers.domain.ledger import container_account
-from handlers.domain.lifecycle import (
-    HOLDS_UNITS,
-    Happening,
-    Standing,
-    State,
-    needs_capacity,
-    next_state,
-)
+from handlers.domain.lifecycle import HOLDS_UNITS, Happening, State, needs_capacity, next_state
 from handlers.domain.ports_pool import allocate
 from handlers.domain.pricing import sat_floor
-from handlers.ports import Tx
+from handlers.domain.trial import asked_for
 from handlers.records import Container, PublishedPort
-from nips.nip17 import wrap_message
+from handlers.tables import Tx
 from nips.nip19 import npub
+
+_HOLDS_UNITS = tuple(HOLDS_UNITS)
+_OVER = (State.STOPPED, State.EXPIRED)
 
 
 def advance(
-    tx: Tx, ctx: Context, row: Container, happening: Happening, now: int, reason: str | None = None
+    tx: Tx, facts: Facts, row: Container, happening: Happening, reason: str | None = None
 ) -> Container | NoCapacity | None:
     """The saved row in its new state; None when nothing changes; `NoCapacity` when there is no room."""
     state = next_state(row.state, happening)
     if state is None:
         return None
     if needs_capacity(row.state, state):
-        refusal = reserve(ctx.policy.capacity, held_units=tx.held_units(), units=row.units)
+        refusal = reserve(facts.policy.capacity, held_units=held_units(tx), units=row.units)
         if refusal is not None:
             return refusal
-    ports = row.ports
-    if state in HOLDS_UNITS and len(ports) < len(row.exposed):
-        found = allocate(ctx.policy.ports, tx.taken_ports(), len(row.exposed))
-        if found is None:
-            return NoCapacity.NO_PORTS
-        ports = tuple(map(PublishedPort, found, row.exposed))
-        tx.take_ports(row.pubkey, ports)
+    ports = _ports_for(tx, facts.policy, row, state)
+    if ports is None:
+        return NoCapacity.NO_PORTS
     moved = replace(
         row,
         state=state,
-        state_since=now,
+        state_since=facts.now,
         reason=reason,
         ports=ports,
-        dirty=True,
         # Whatever leads here, a start is owed, and the run that follows must prove itself.
-        standing=Standing.DUE,
-        owed_since=now,
+        trial=asked_for(row.trial),
+        owed_since=facts.now,
         generation=row.generation + (happening is Happening.RESTART_ASKED),
         stop_asked_at=None,
+        # It is not needed any more, and may hold secrets.
+        env={} if state is State.STOPPED else row.env,
     )
-    tx.save_container(moved)
-    if state in (State.STOPPED, State.EXPIRED):
-        tx.drop_ports(row.pubkey)
+    save_changed(tx, moved)
+    if state in _OVER:
+        tx.ports.drop(row.pubkey)
+    if state is State.STOPPED:
+        tx.invoices.close_of(row.pubkey)
     text = _NOTICES.get(happening)
     if text is not None:
-        tell_admin(tx, ctx, moved, text, now)
+        tell_admin(tx, facts, moved, text)
     return moved
 
 
 _NOTICES = {
     Happening.BALANCE_OUT: "is paused: its balance is used up. Top it up and it runs again; its data is kept.",
-    Happening.CANNOT_RUN: "cannot be run, and nothing was charged for that.",
+    Happening.BALANCE_TAKEN: "is paused, since its balance was withdrawn; its place was given back, its data is kept.",
+    Happening.CANNOT_RUN: "cannot be run. It is charged only for what it ran.",
     Happening.GRACE_OVER: "has been paused for long: its place was given back, its data is still kept.",
     Happening.RETENTION_OVER: "was deleted with its data after its time was over.",
 }
 
 
-def tell_admin(tx: Tx, ctx: Context, row: Container, text: str, now: int) -> None:
+def save_changed(tx: Tx, row: Container) -> None:
+    """Save a row of which the world must be told anew."""
+    tx.containers.save(replace(row, revision=row.revision + 1))
+
+
+def held_units(tx: Tx) -> int:
+    """Units that nobody else can have now."""
+    return tx.containers.count(_HOLDS_UNITS).units
+
+
+def _ports_for(
+    tx: Tx, policy: Policy, row: Container, state: State
+) -> tuple[PublishedPort, ...] | None:
+    if state not in HOLDS_UNITS or len(row.ports) >= len(row.exposed):
+        return row.ports
+    found = allocate(policy.ports, tx.ports.taken(), len(row.exposed))
+    if found is None:
+        return None
+    ports = tuple(map(PublishedPort, found, row.exposed))
+    tx.ports.take(row.pubkey, ports)
+    return ports
+
+
+def tell_admin(tx: Tx, facts: Facts, row: Container, text: str) -> None:
     """Queue a private message (NIP-17) to the container's admin."""
-    balance_sat = sat_floor(tx.balance(container_account(row.pubkey)))
+    balance_sat = sat_floor(tx.ledger.balance(container_account(row.pubkey)))
     why = f" Reason: {row.reason}." if row.reason else ""
     message = f"{row.name} ({npub(row.pubkey)}) {text}{why} Balance: {balance_sat} sat."
-    tx.enqueue(wrap_message(ctx.key, row.admin, message, now), ctx.places.relay_urls, now)
+    tx.outbox.tell(row.admin, message, facts.now)
 
 
-def is_covered(policy: Policy, row: Container, balance_msat: int) -> bool:
-    """Whether the balance is enough to run: the first invoice's amount, later a little running time."""
-    if row.state is State.WAITING:
-        return balance_msat >= row.tariff.interval_msat(row.units)
-    return row.tariff.affordable_ms(row.units, balance_msat, 0) >= policy.resume_ms
+def needed_msat(policy: Policy, row: Container) -> int:
+    """What it takes to run: the first invoice's amount; a little running time after a pause; and what runs
+    already goes on with whatever it has."""
+    match row.state:
+        case State.WAITING:
+            return row.tariff.interval_msat(row.units)
+        case State.DEPLOYED:
+            return row.tariff.cost(row.units, policy.rhythm.tick_ms, 0)[0] + 1
+        case _:
+            return row.tariff.cost(row.units, policy.resume_ms, 0)[0]
 
 
-def paid(tx: Tx, ctx: Context, pubkey: str, now: int) -> None:
+def paid(tx: Tx, facts: Facts, pubkey: str) -> None:
     """After the balance rose: run the container if that is enough, or tell its admin why not."""
-    row = tx.container(pubkey)
+    row = tx.containers.find(pubkey)
     if row is None:
         return
-    row = replace(row, low_noticed=False, dirty=True)
-    tx.save_container(row)
-    if not is_covered(ctx.policy, row, tx.balance(container_account(pubkey))):
+    row = replace(row, low_noticed=False, taken_out=False, revision=row.revision + 1)
+    tx.containers.save(row)
+    if tx.ledger.balance(container_account(pubkey)) < needed_msat(facts.policy, row):
         return
-    moved = advance(tx, ctx, row, Happening.PAID, now)
+    moved = advance(tx, facts, row, Happening.PAID)
     if isinstance(moved, NoCapacity):
         text = "was paid, but there is no free place now: restart it later, or withdraw."
-        tell_admin(tx, ctx, row, text, now)
+        tell_admin(tx, facts, row, text)
     elif moved is None and row.state is not State.DEPLOYED:
         text = f"was paid while {row.state.value}: the money is yours to withdraw."
-        tell_admin(tx, ctx, row, text, now)
+        tell_admin(tx, facts, row, text)

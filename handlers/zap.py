@@ -14,11 +14,11 @@ from nips.nip57 import parse_zap_request_untrusted
 
 async def pay_request(ctx: Context, pubkey: str) -> dict[str, Any] | Refusal:
     """The first answer: limits, metadata, and the callback."""
-    row = await ctx.store.read(lambda tx: payable(tx, pubkey))
+    row = await ctx.store.read(payable, pubkey)
     if isinstance(row, Refusal):
         return row
     return lnurl.pay_request(
-        callback=f"{ctx.places.public_url}/lnurlp/{npub(pubkey)}/callback",
+        callback=f"{ctx.presence.public_url}/lnurlp/{npub(pubkey)}/callback",
         min_msat=ctx.policy.min_topup_msat,
         max_msat=ctx.policy.max_topup_msat,
         text=_metadata(ctx, row.name, pubkey),
@@ -30,7 +30,7 @@ async def pay_callback(
     ctx: Context, pubkey: str, amount_msat: int, zap_request: str | None
 ) -> dict[str, Any] | Refusal:
     """The second answer: an invoice that commits to the zap request, or to the metadata."""
-    row = await ctx.store.read(lambda tx: payable(tx, pubkey))
+    row = await ctx.store.read(payable, pubkey)
     if isinstance(row, Refusal):
         return row
     if zap_request is None:
@@ -50,4 +50,4 @@ async def pay_callback(
 
 
 def _metadata(ctx: Context, name: str, pubkey: str) -> str:
-    return lnurl.metadata(name, f"{npub(pubkey)}@{ctx.places.lud16_host}")
+    return lnurl.metadata(name, f"{npub(pubkey)}@{ctx.presence.lud16_host}")

@@ -13,7 +13,7 @@ class Attester(Protocol):
     async def document(self, *, public_key: bytes, nonce: bytes | None = None) -> bytes: ...
 
 
-class Found(Protocol):
+class Searched(Protocol):
     """What relays hold, and which of them did not answer."""
 
     @property
@@ -25,7 +25,7 @@ class Found(Protocol):
 class Relays(Protocol):
     """Finds announcements, and carries one request and its reply. Nothing that comes is trusted."""
 
-    async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> Found: ...
+    async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> Searched: ...
 
     async def ask(
         self,

@@ -32,9 +32,9 @@ class WalletCode(Enum):
     OTHER = "OTHER"
 
     @classmethod
-    def parse(cls, text: str) -> "WalletCode":
-        """The code with that name, or OTHER."""
-        return cls.__members__.get(text, cls.OTHER)
+    def parse(cls, text: str, default: "WalletCode | None" = None) -> "WalletCode":
+        """The code with that name, or ``default`` (OTHER)."""
+        return cls.__members__.get(text, default or cls.OTHER)
 
 
 @dataclass(frozen=True)
@@ -120,23 +120,21 @@ class WalletReply:
 
 @dataclass(frozen=True)
 class WalletNotification:
-    """A decrypted notification: a hint to look, never a proof."""
+    """A decrypted notification: a hint to look. ``transaction`` is what it tells of, as the wallet has it."""
 
     kind: str
     payment_hash: str
+    transaction: dict[str, object]
 
 
 def open_reply_untrusted(key: SecretKey, event: Event) -> WalletReply:
     """From a verified 23195 event by the wallet. Raises `BadCiphertext` or `BadRequest`."""
     match _open(key, event.pubkey, event.content):
         case {"error": {"code": str(code), **rest}, **more}:
-            kind = more.get("result_type")
-            text = rest.get("message")
+            kind, text = more.get("result_type"), rest.get("message")
+            message = text[:200] if isinstance(text, str) else ""
             return WalletReply(
-                kind if isinstance(kind, str) else "",
-                None,
-                WalletCode.parse(code),
-                text[:200] if isinstance(text, str) else "",
+                kind if isinstance(kind, str) else "", None, _code(code, message), message
             )
         case {"result_type": str(result_type), "result": dict(result)}:
             return WalletReply(result_type, result, None, "")
@@ -144,11 +142,21 @@ def open_reply_untrusted(key: SecretKey, event: Event) -> WalletReply:
             raise BadRequest("not a wallet response")
 
 
+def _code(code: str, message: str) -> WalletCode:
+    """nwc-enclaved answers everything it throws as INTERNAL and puts the true code into the message."""
+    said = WalletCode.parse(code)
+    return WalletCode.parse(message, said) if said is WalletCode.INTERNAL else said
+
+
 def open_notification_untrusted(key: SecretKey, event: Event) -> WalletNotification:
     """From a verified 23196 or 23197 event by the wallet. Raises `BadCiphertext` or `BadRequest`."""
     match _open(key, event.pubkey, event.content):
-        case {"notification_type": str(kind), "notification": {"payment_hash": str(payment_hash)}}:
-            return WalletNotification(kind, payment_hash)
+        case {
+            "notification_type": str(kind),
+            "notification": {"payment_hash": str(payment_hash), **transaction},
+        }:
+            told: dict[str, object] = {str(name): value for name, value in transaction.items()}
+            return WalletNotification(kind, payment_hash, told | {"payment_hash": payment_hash})
         case _:
             raise BadRequest("not a wallet notification")
 

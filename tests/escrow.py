@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from bot.adapters.relay_events import Found
+from bot.adapters.relay_events import Searched
 from bot.devstack.keycrux import KeycruxService
 from bot.devstack.keycrux_book import KeycruxBook
 from bot.devstack.nsm import DevNsm
@@ -49,7 +49,7 @@ class Lane:
 
     async def search(self, filters, relay_urls):
         found = [e for e in self.announcements if any(f.matches(e) for f in filters)]
-        return Found(tuple(found), self.silent)
+        return Searched(tuple(found), self.silent)
 
     async def ask(self, url, request, answers, is_reply, within_s):
         (target,) = request.tag_values("p")

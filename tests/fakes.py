@@ -4,7 +4,9 @@ import hashlib
 import secrets
 from dataclasses import dataclass, field, replace
 
-from handlers.context import Context, Places, Policy
+from bot.adapters.relay_events import Searched
+from handlers.context import Context, Policy, Presence
+from handlers.domain.evidence import Book
 from handlers.domain.ledger import MAIN_WALLET
 from handlers.domain.meter import Ended, Run
 from handlers.domain.plan import Found, Live
@@ -64,12 +66,20 @@ class FakeWallet:
     invoices: dict[str, dict] = field(default_factory=dict)
     payments: dict[str, dict] = field(default_factory=dict)
     pays_sent: int = 0
+    looks: int = 0  # how often it was asked about an invoice
     # Faults, each for the next call or for good.
     silent: bool = False
     next_pay: PayStatus | None = None  # the outcome of the next payment, as the node sees it
     answer_pay: bool = True  # False: carried out, but the answer gets lost
     wrong_amount: bool = False
     fee_msat: int = 0
+    # Which outgoing payments its books show, and in which book.
+    shows: frozenset[PayStatus] = frozenset(
+        {PayStatus.SETTLED, PayStatus.FAILED, PayStatus.UNKNOWN}
+    )
+    book: Book = Book.LOOKUP
+    says_failed: bool = False  # the answer is PAYMENT_FAILED, whatever becomes of it
+    tells_balance: bool = True
     zap_address_host: str | None = None
 
     def wallet_for(self, container: str) -> str:
@@ -120,6 +130,7 @@ class FakeWallet:
         return minted.payment_hash
 
     async def look_up(self, payment_hash: str, owner: SecretKey | None) -> Incoming:
+        self.looks += 1
         if self.silent:
             return Incoming(payment_hash, IncomingState.UNKNOWN)
         invoice = self.invoices.get(payment_hash)
@@ -143,13 +154,13 @@ class FakeWallet:
     async def pay(self, bolt11: str, amount_msat: int, owner: SecretKey | None) -> PayResult:
         self.pays_sent += 1
         result = self._pay(bolt11, amount_msat, owner)
-        return result if self.answer_pay else PayResult(PayStatus.UNKNOWN)
+        return result if self.answer_pay and not self.says_failed else PayResult(PayStatus.UNKNOWN)
 
     def _pay(self, bolt11: str, amount_msat: int, owner: SecretKey | None) -> PayResult:
         invoice = decode_invoice_untrusted(bolt11)
         wallet = MAIN_WALLET if owner is None else f"wallet:{owner.pubkey}"
         outcome, self.next_pay = self.next_pay or PayStatus.SETTLED, None
-        if outcome is PayStatus.NOT_FOUND:
+        if outcome is PayStatus.ABSENT:
             return PayResult(PayStatus.UNKNOWN)  # the request never arrived
         paid_before = self.payments.get(invoice.payment_hash, {}).get("status")
         assert paid_before is None or paid_before is PayStatus.FAILED, "paid twice"
@@ -163,7 +174,9 @@ class FakeWallet:
         }
         if outcome is PayStatus.SETTLED:
             self._move(wallet, amount_msat, invoice.payment_hash)
-        return PayResult(outcome, self.fee_msat, "00" * 32)
+        shown = outcome is PayStatus.FAILED and PayStatus.FAILED in self.shows
+        books = frozenset({self.book}) if shown else frozenset()
+        return PayResult(outcome, self.fee_msat, "00" * 32, books=books)
 
     def _move(self, wallet: str, amount_msat: int, payment_hash: str) -> None:
         self.balances[wallet] -= amount_msat + self.fee_msat
@@ -178,15 +191,24 @@ class FakeWallet:
         if status is PayStatus.SETTLED:
             self._move(payment["wallet"], payment["amount"], payment_hash)
 
-    async def look_up_payment(self, payment_hash: str, owner: SecretKey | None) -> PayResult:
+    async def look_up_payment(
+        self, payment_hash: str, owner: SecretKey | None, since: int
+    ) -> PayResult:
         if self.silent:
             return PayResult(PayStatus.UNKNOWN)
-        payment = self.payments.get(payment_hash)
-        if payment is None:
-            return PayResult(PayStatus.NOT_FOUND)
-        return PayResult(
-            payment["status"], payment["fee"] if payment["status"] is PayStatus.SETTLED else 0
-        )
+        payment, books = self.payments.get(payment_hash), frozenset({self.book})
+        if payment is None or payment["status"] not in self.shows:
+            return PayResult(PayStatus.ABSENT, books=books)
+        status = payment["status"]
+        if status is PayStatus.UNKNOWN:
+            return PayResult(PayStatus.PENDING, books=books)
+        return PayResult(status, payment["fee"] if status is PayStatus.SETTLED else 0, books=books)
+
+    async def balance(self, owner: SecretKey | None) -> int | WalletProblem:
+        if self.silent:
+            return WalletProblem.UNAVAILABLE
+        wallet = MAIN_WALLET if owner is None else f"wallet:{owner.pubkey}"
+        return self.balances.get(wallet, 0) if self.tells_balance else WalletProblem.REFUSED
 
 
 @dataclass
@@ -201,7 +223,8 @@ class FakeEngine:
     started: int = 0
     ran_ms: dict[str, int] = field(default_factory=dict)
     last_seen: dict[str, int] = field(default_factory=dict)
-    ended: list[Ended] = field(default_factory=list)
+    over: list[Ended] = field(default_factory=list)
+    halted: list[tuple[str, int]] = field(default_factory=list)
     at: dict[str, str] = field(default_factory=dict)  # address -> pubkey
 
     async def found(self) -> dict[str, Found]:
@@ -223,8 +246,9 @@ class FakeEngine:
         }  # fmt: skip
         return None
 
-    async def halt(self, pubkey: str) -> None:
+    async def halt(self, pubkey: str, grace_s: int) -> None:
         self.kill(pubkey)
+        self.halted.append((pubkey, grace_s))
 
     async def remove(self, pubkey: str, *, keep_volumes: bool) -> None:
         self.kill(pubkey)
@@ -236,7 +260,7 @@ class FakeEngine:
             container["up"] = False
             run = Run(self.boot_id, container["tick"], container["since"])
             if pubkey in self.last_seen:
-                self.ended.append(Ended(pubkey, run, self.last_seen.pop(pubkey)))
+                self.over.append(Ended(pubkey, run, self.last_seen.pop(pubkey)))
             self.ran_ms[pubkey] = (
                 self.ran_ms.get(pubkey, 0) + self.clock.boot_ms() - container["since"]
             )
@@ -259,13 +283,15 @@ class FakeEngine:
         self.last_seen |= dict.fromkeys(alive, self.clock.boot_ms())
         return alive
 
-    def take_ended(self) -> list[Ended]:
-        ended, self.ended = self.ended, []
-        return ended
+    def ended(self) -> list[Ended]:
+        return list(self.over)
+
+    def forget_ended(self, ended: Ended) -> None:
+        self.over.remove(ended)
 
     def forget(self) -> None:
         """The server died: what its adapter only had in memory is gone."""
-        self.ended, self.last_seen = [], {}
+        self.over, self.last_seen = [], {}
 
     def total_ran_ms(self, pubkey: str) -> int:
         container = self.containers.get(pubkey)
@@ -297,7 +323,7 @@ class FakeRegistry:
 
 @dataclass
 class FakeEvents:
-    """Relays by URL, each with the events it holds."""
+    """Relays by URL, each with the events it holds; any other is silent."""
 
     relays: dict[str, list[Event]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -306,6 +332,10 @@ class FakeEvents:
         self.asked += relay_urls
         held = [event for url in relay_urls for event in self.relays.get(url, [])]
         return [event for event in held if any(f.matches(event) for f in filters)]
+
+    async def search(self, filters, relay_urls):
+        silent = tuple(url for url in relay_urls if url not in self.relays)
+        return Searched(tuple(await self.find(filters, relay_urls)), silent)
 
 
 class Quiet:
@@ -316,16 +346,28 @@ class Quiet:
     def outbox(self) -> None: ...
 
 
-PLACES = Places(
+PRESENCE = Presence(
     name="test", about="", repo="", version="0", relay_urls=("ws://127.0.0.1:1",),
     public_url="http://127.0.0.1:2", app_host="127.0.0.1",
 )  # fmt: skip
 
 
+class OneByOne:
+    """`handlers.ports.Tasks` that does everything at once, in order; what is begun is done."""
+
+    async def each(self, what, keys, work):
+        for key in keys:
+            await work(key)
+
+    async def begin(self, what, key, work):
+        await work()
+
+
 def make_context(store, wallet, engine, clock, registry=None, policy=None, key=None) -> Context:
     return Context(
-        key or SecretKey.generate(), store, wallet, engine, registry or FakeRegistry(), FakeEvents(),
-        clock, Quiet(), policy or Policy(), PLACES,
+        key=key or SecretKey.generate(), store=store, wallet=wallet, engine=engine,
+        registry=registry or FakeRegistry(), events=FakeEvents(), clock=clock, nudge=Quiet(), tasks=OneByOne(),
+        policy=policy or Policy(), presence=PRESENCE,
     )  # fmt: skip
 
 

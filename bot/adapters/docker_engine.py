@@ -11,6 +11,7 @@ bounded log, and a volume of ours for every VOLUME that the image declares.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
@@ -21,6 +22,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import LogConfig
 
 from bot.adapters import seccomp
+from bot.adapters.kept_logs import KeptLogs
 from bot.adapters.proc_meter import ProcMeter
 from handlers.domain.limits import CPU_PERIOD_US, image_fits
 from handlers.domain.meter import Ended, Run
@@ -46,14 +48,10 @@ CAPABILITIES = (
 MAX_STARTS, MAX_PULLS = 4, 8
 HOST_NAME = "enclaved"
 PULL_S = 600
-STOP_S = 10
-MAX_LOG_BYTES = 1_000_000
-# Docker restarts a container that fails this often; afterwards `plan` decides.
-RESTARTS = 3
+MAX_LOG_BYTES, MAX_LOG_LINES = 1_000_000, 1_000
 _LIVE = {
     "running": Live.RUNNING,
     "created": Live.CREATED,
-    "restarting": Live.RESTARTING,
     "paused": Live.RUNNING,
 }
 
@@ -68,6 +66,8 @@ class DockerConfig:
     # The address of this machine's network namespace that published ports bind to.
     publish_host: str = "0.0.0.0"  # noqa: S104 - tenants' ports are meant to be reached
     masquerade: bool = True
+    # Where logs of containers that are made anew are kept; None: nowhere.
+    kept_logs: Path | None = None
     credentials: Mapping[str, str] | None = field(default=None, repr=False)
 
 
@@ -85,6 +85,7 @@ class DockerEngine:
         self._pulls = trio.CapacityLimiter(MAX_PULLS)
         self._calls = trio.CapacityLimiter(8)
         self._seccomp = seccomp.profile()
+        self._kept_logs = KeptLogs(config.kept_logs)
 
     @cached_property
     def _client(self) -> docker.DockerClient:
@@ -143,8 +144,8 @@ class DockerEngine:
                 self._pull, spec, limiter=self._pulls, abandon_on_cancel=True, thread_name="pull"
             )
 
-    async def halt(self, pubkey: str) -> None:
-        await self._call(partial(self._halt, pubkey))
+    async def halt(self, pubkey: str, grace_s: int) -> None:
+        await self._call(partial(self._halt, pubkey, grace_s))
         self._meter.expect_one(pubkey, None)
 
     async def remove(self, pubkey: str, *, keep_volumes: bool) -> None:
@@ -163,8 +164,11 @@ class DockerEngine:
     def runs(self) -> dict[str, Run]:
         return self._meter.runs()
 
-    def take_ended(self) -> list[Ended]:
-        return self._meter.take_ended()
+    def ended(self) -> list[Ended]:
+        return self._meter.ended()
+
+    def forget_ended(self, ended: Ended) -> None:
+        self._meter.forget_ended(ended)
 
     def close(self) -> None:
         if "_client" in self.__dict__:
@@ -181,8 +185,7 @@ class DockerEngine:
         for entry in self._client.api.containers(all=True, filters=ours):
             labels = entry["Labels"]
             live = _LIVE.get(entry["State"], Live.EXITED)
-            restarts = self._restarts(entry["Id"]) if live is Live.RESTARTING else 0
-            found = Found(live, int(labels.get(GENERATION, 0)), restarts=restarts)
+            found = Found(live, int(labels.get(GENERATION, 0)))
             listed[labels.get(PUBKEY, entry["Id"])] = (entry["Id"], found)
         # What a crash left between a container and its volumes and network must be found again.
         for kept in [
@@ -203,12 +206,6 @@ class DockerEngine:
             if network is not None and network.get("IPAddress"):
                 found[network["IPAddress"]] = pubkey
         return found
-
-    def _restarts(self, container_id: str) -> int:
-        try:
-            return int(self._client.api.inspect_container(container_id)["RestartCount"])
-        except NotFound:
-            return 0
 
     def _start(self, spec: ContainerSpec) -> str:
         try:
@@ -281,7 +278,8 @@ class DockerEngine:
                 for index, path in enumerate(spec.volumes)
             },
             "log_config": LogConfig(type="local", config={"max-size": "1m", "max-file": "2"}),
-            "restart_policy": {"Name": "on-failure", "MaximumRetryCount": RESTARTS},
+            # When it is started again is `handlers.domain.trial`'s to say.
+            "restart_policy": {"Name": "no"},
         }
 
     def _network(self, pubkey: str) -> str:
@@ -303,9 +301,9 @@ class DockerEngine:
             network.reload()
         return str(network.attrs["IPAM"]["Config"][0]["Gateway"])
 
-    def _halt(self, pubkey: str) -> None:
+    def _halt(self, pubkey: str, grace_s: int) -> None:
         try:
-            self._client.containers.get(_name(pubkey)).stop(timeout=STOP_S)
+            self._client.containers.get(_name(pubkey)).stop(timeout=grace_s)
         except NotFound:
             pass  # nothing to halt is as good as halted
 
@@ -314,11 +312,14 @@ class DockerEngine:
         try:
             container = self._client.containers.get(_name(pubkey))
             image = container.attrs["Config"]["Image"]
+            if keep_volumes:
+                self._kept_logs.keep(pubkey, self._raw_logs(container, MAX_LOG_LINES))
             container.remove(force=True, v=False)
         except NotFound:
             pass
         if keep_volumes:
             return
+        self._kept_logs.forget(pubkey)
         if image is not None:
             self._drop_image(image)
         ours = {"label": [f"{OWNER}={self._config.owner}", f"{PUBKEY}={pubkey}"]}
@@ -328,13 +329,18 @@ class DockerEngine:
             network.remove()
 
     def _logs(self, pubkey: str, lines: int) -> str:
+        """What it wrote, also before it was made anew."""
         try:
-            raw: bytes = self._client.containers.get(_name(pubkey)).logs(
-                tail=lines, timestamps=True
-            )
+            now = self._raw_logs(self._client.containers.get(_name(pubkey)), lines)
         except NotFound:
-            return ""
-        return raw[-MAX_LOG_BYTES:].decode(errors="replace")
+            now = b""
+        whole = (self._kept_logs.kept(pubkey) + now)[-MAX_LOG_BYTES:]
+        return "".join(whole.decode(errors="replace").splitlines(keepends=True)[-lines:])
+
+    @staticmethod
+    def _raw_logs(container: Any, lines: int) -> bytes:
+        raw: bytes = container.logs(tail=lines, timestamps=True)
+        return raw[-MAX_LOG_BYTES:]
 
     def _exit_reason(self, pubkey: str) -> str:
         try:

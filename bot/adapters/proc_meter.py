@@ -58,10 +58,12 @@ class ProcMeter:
                 self._last_seen_ms[pubkey] = self._clock.boot_ms()
         return alive
 
-    def take_ended(self) -> list[Ended]:
-        """Runs that are over since the last call."""
-        ended, self._ended = self._ended, []
-        return ended
+    def ended(self) -> list[Ended]:
+        """Runs that are over, until they are forgotten."""
+        return list(self._ended)
+
+    def forget_ended(self, ended: Ended) -> None:
+        self._ended = [kept for kept in self._ended if kept != ended]
 
     def _end(self, pubkey: str) -> None:
         watched = self._watched.pop(pubkey, None)

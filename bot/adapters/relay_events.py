@@ -22,8 +22,8 @@ MAX_RELAYS = 8
 
 
 @dataclass(frozen=True)
-class Found:
-    """`keycrux_client.ports.Found`."""
+class Searched:
+    """`keycrux_client.ports.Searched`: ``silent`` in the order in which they were asked."""
 
     events: tuple[VerifiedEvent, ...]
     silent: tuple[str, ...]
@@ -49,23 +49,23 @@ class RelayEvents:
         """The newest first, from the first `MAX_RELAYS` of these; one that does not answer is left out."""
         return list((await self.search(filters, relay_urls)).events)
 
-    async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> "Found":
+    async def search(self, filters: Sequence[Filter], relay_urls: Sequence[str]) -> Searched:
         """As `find`, and which relays did not say all that they have."""
-        urls = list({normal_url(url): url for url in relay_urls}.values())
+        urls = list(dict.fromkeys(map(normal_url, relay_urls)))
         found: dict[str, VerifiedEvent] = {}
-        silent: list[str] = urls[MAX_RELAYS:]
+        heard: set[str] = set()
 
         async def look(url: str) -> None:
             events, is_all = await self._ask_one(url, filters)
             found.update((event.id, event) for event in events)
-            if not is_all:
-                silent.append(url)
+            if is_all:
+                heard.add(url)
 
         async with trio.open_nursery() as nursery:
             for url in urls[:MAX_RELAYS]:
                 nursery.start_soon(look, url)
         events = sorted(found.values(), key=lambda event: (-event.created_at, event.id))
-        return Found(tuple(events), tuple(silent))
+        return Searched(tuple(events), tuple(url for url in urls if url not in heard))
 
     async def _ask_one(
         self, url: str, filters: Sequence[Filter]

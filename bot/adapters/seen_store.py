@@ -14,10 +14,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
 import trio
 
 from bot.clock import Clock
 
+log = structlog.get_logger()
 # Some 30 MB of memory.
 MOST_IDS = 100_000
 PRUNED_AT_ONCE = 500
@@ -49,6 +51,7 @@ class SeenStore:
             for event_id, until, keep_s in self._db.execute("SELECT id, until, keep_s FROM kept")
         }
         self._batch = _Batch()
+        self._unwritten: list[tuple[bytes, int, int]] = []
 
     def _make_table(self) -> None:
         self._db.execute(
@@ -85,8 +88,17 @@ class SeenStore:
     def _commit(self, batch: _Batch) -> None:
         if batch is self._batch:
             self._batch = _Batch()
-        self._write("INSERT OR IGNORE INTO kept VALUES (?, ?, ?)", batch.rows)
         batch.written = True
+        rows = self._unwritten + batch.rows
+        try:
+            self._write("INSERT OR IGNORE INTO kept VALUES (?, ?, ?)", rows)
+            self._unwritten = []
+        except sqlite3.OperationalError as error:
+            # A full disk must not silence us: the ids are kept in memory and written with later ones. What changes
+            # something cannot be written either, so nobody gains by replaying it after a crash.
+            if not self._unwritten:
+                log.error("ids cannot be written", reason=str(error))
+            self._unwritten = rows[-self._most :]
 
     def _write(self, sql: str, rows: list[tuple[bytes, int, int]] | list[tuple[bytes]]) -> None:
         self._db.execute("BEGIN IMMEDIATE")

@@ -57,7 +57,7 @@ class Unlocker:
 
     async def unlock(self) -> Unlocked:
         """Raises `Halted`."""
-        backup, raw = _look(self.path, self._aside)
+        backup, raw = _read_backup(self.path, self._aside)
         decision, heard = await self._decide(backup, raw)
         match decision:
             case Restore():
@@ -163,7 +163,7 @@ def _waits() -> Iterator[float]:
         wait_s = min(wait_s * 2, RETRY_MOST_S)
 
 
-def _look(path: Path, aside: Path) -> tuple[Backup, bytes]:
+def _read_backup(path: Path, aside: Path) -> tuple[Backup, bytes]:
     try:
         if not path.exists() and aside.exists():
             # Worth something only if escrow has the key to it.

@@ -81,11 +81,11 @@ async def wake(
     forget_state: bool = False,
 ) -> Awake:
     """Raises `Halted`, `NsmUnusable`, `ConfigError` with what must be done."""
-    place = config.attestation
-    if place.nsm is None:
+    attestation = config.attestation
+    if attestation.nsm is None:
         return Awake(load_key(config.server.state_dir / "instance.key"))
-    around = _look_around(place.nsm, place, events, clock)
-    meta = _meta(place.meta_file)
+    around = _look_around(attestation.nsm, attestation, events, clock)
+    meta = _meta(attestation.meta_file)
     standing = await _judge(around, meta)
     if around.policy.escrow.repo:
         urls = config.escrow.relays or (*own_urls, *config.relays.urls)
@@ -102,14 +102,16 @@ async def wake(
 
 
 def _look_around(
-    nsm: Path, place: AttestationConfig, events: RelayEvents, clock: Clock
+    nsm: Path, attestation: AttestationConfig, events: RelayEvents, clock: Clock
 ) -> Surroundings:
     attester = NsmAttester(open_transport(nsm))
     try:
         policy = load_release_policy()
     except BadInput as error:
         raise ConfigError(str(error)) from error
-    return Surroundings(attester, Verifier(_anchor(place.development_root)), policy, events, clock)
+    return Surroundings(
+        attester, Verifier(_anchor(attestation.development_root)), policy, events, clock
+    )
 
 
 def _anchor(development_root: Path | None) -> Anchor:
@@ -167,6 +169,8 @@ async def _unlock(
         )
         for pubkey, reason in found.refused:
             log.warning("an escrow service is not believed", service=pubkey, why=reason)
+        if found.silent:
+            log.warning("relays of escrow services do not answer", relays=list(found.silent))
         return found
 
     credentials = Credentials(policy.repo, standing.signatures.releases)

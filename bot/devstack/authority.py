@@ -31,7 +31,7 @@ _CAS = (("region.dev.invalid", 2, 20), ("zonal.dev.invalid", 1, 6), ("i-dev.dev.
 
 
 @dataclass(frozen=True)
-class Signer:
+class KeyAndCertificate:
     """A key and its certificate."""
 
     key: ec.EllipticCurvePrivateKey
@@ -45,7 +45,7 @@ class Signer:
 class DevAuthority:
     """The chain above the leaves, made anew before its shortest-lived part ends. ``now``: Unix seconds."""
 
-    def __init__(self, now: int, root: Signer | None = None) -> None:
+    def __init__(self, now: int, root: KeyAndCertificate | None = None) -> None:
         self.root = root or make_root(now)
         self._make_chain(now)
 
@@ -59,7 +59,7 @@ class DevAuthority:
     def cabundle(self) -> list[bytes]:
         return [ca.der for ca in self.cas]
 
-    def leaf(self, module_id: str, now: int) -> Signer:
+    def leaf(self, module_id: str, now: int) -> KeyAndCertificate:
         if now - self._made_at > CHAIN_S:
             self._make_chain(now)
         return issue_leaf(self.cas[-1], f"{module_id}.dev.invalid", now)
@@ -73,7 +73,7 @@ def load_authority(folder: Path, now: int) -> DevAuthority:
         key = load_pem_private_key(key_file.read_bytes(), None)
         ends = certificate.not_valid_after_utc.timestamp()
         if isinstance(key, ec.EllipticCurvePrivateKey) and ends - now > 21 * 86_400:
-            return DevAuthority(now, Signer(key, certificate))
+            return DevAuthority(now, KeyAndCertificate(key, certificate))
     root = make_root(now)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     pem = root.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -82,17 +82,21 @@ def load_authority(folder: Path, now: int) -> DevAuthority:
     return DevAuthority(now, root)
 
 
-def make_root(now: int, name: str = "dev-root.invalid") -> Signer:
+def make_root(now: int, name: str = "dev-root.invalid") -> KeyAndCertificate:
     key = _new_key()
     return _issue(_name(name), key, _name(name), key, _CaProfile(None), ROOT_DAYS * 86_400, now)
 
 
-def issue_ca(parent: Signer, name: str, path_length: int | None, days: int, now: int) -> Signer:
+def issue_ca(
+    parent: KeyAndCertificate, name: str, path_length: int | None, days: int, now: int
+) -> KeyAndCertificate:
     above, profile = parent.certificate.subject, _CaProfile(path_length)
     return _issue(_name(name), _new_key(), above, parent.key, profile, days * 86_400, now)
 
 
-def issue_leaf(parent: Signer, name: str, now: int, life_s: int = LEAF_S) -> Signer:
+def issue_leaf(
+    parent: KeyAndCertificate, name: str, now: int, life_s: int = LEAF_S
+) -> KeyAndCertificate:
     above = parent.certificate.subject
     return _issue(_name(name), _new_key(), above, parent.key, None, life_s, now)
 
@@ -137,7 +141,7 @@ def _issue(
     ca: _CaProfile | None,
     life_s: int,
     now: int,
-) -> Signer:
+) -> KeyAndCertificate:
     begins = datetime.fromtimestamp(now - 3, UTC)
     constraints = x509.BasicConstraints(ca is not None, ca.path_length if ca else None)
     certificate = (
@@ -149,7 +153,7 @@ def _issue(
         .add_extension(_usage(is_ca=ca is not None), critical=ca is not None)
         .sign(issuer_key, hashes.SHA384())
     )
-    return Signer(key, certificate)
+    return KeyAndCertificate(key, certificate)
 
 
 def _usage(*, is_ca: bool) -> x509.KeyUsage:

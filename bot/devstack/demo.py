@@ -20,6 +20,7 @@ from bot.clock import SystemClock
 from bot.devstack.image import REPO
 from bot.devstack.sample import build_image
 from bot.devstack.stack import Stack, stack
+from bot.terminal import say
 from bot.tools.client import CallRefused, Client, NoAnswer, open_client
 from handlers.ports import Minted, PayStatus
 from nips import kinds, nip17
@@ -53,11 +54,11 @@ class Transcript:
         self._started = self._step = time.monotonic()
 
     def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self._started:7.2f} s   {text}", flush=True)
+        say(f"{time.monotonic() - self._started:7.2f} s   {text}")
 
     def step(self, number: int, title: str) -> None:
         self._step = time.monotonic()
-        print(f"\n{time.monotonic() - self._started:7.2f} s  [{number}] {title}", flush=True)
+        say("", f"{time.monotonic() - self._started:7.2f} s  [{number}] {title}")
 
     def done(self, text: str) -> None:
         self.say(f"✓ {text}   ({(time.monotonic() - self._step) * 1_000:.0f} ms)")
@@ -88,12 +89,12 @@ async def demo(*, once: bool) -> int:
         await _run(out, once=once)
     except* (Failed, NoAnswer, CallRefused, ProgramFailed, trio.TooSlowError) as group:
         failures.append(_first(group))
-    print(
-        f"\nThe demo failed: {failures[0]!r}"
+    told = (
+        f"The demo failed: {failures[0]!r}"
         if failures
-        else "\nEverything is stopped and cleaned up.",
-        flush=True,
+        else "Everything is stopped and cleaned up."
     )
+    say("", told)
     return 1 if failures else 0
 
 
@@ -397,10 +398,15 @@ def _tell_how_to_talk(on: Stack, key: SecretKey, image: str) -> None:
     uri.touch(mode=0o600)
     uri.write_text(on.payer_uri())
     call = f"{REPO}/.venv/bin/enclaved call --relay {on.relay_url} --to {npub(on.instance)} --key {path}"
-    print(
-        f"\nIt stays up until Ctrl-C. To talk to it:\n"
-        f"  relay     {on.relay_url}\n  instance  {npub(on.instance)}\n"
-        f"  {call} help\n  {call} quote docker={image} units=1\n  {call} deploy docker={image} units=1\n"
-        f"  {call} list\n  payer's wallet, for any NIP-47 client: {uri}\n  logs: {path.parent}/*.log",
-        flush=True,
+    say(
+        "",
+        "It stays up until Ctrl-C. To talk to it:",
+        f"  relay     {on.relay_url}",
+        f"  instance  {npub(on.instance)}",
+        f"  {call} help",
+        f"  {call} quote docker={image} units=1",
+        f"  {call} deploy docker={image} units=1",
+        f"  {call} list",
+        f"  payer's wallet, for any NIP-47 client: {uri}",
+        f"  logs: {path.parent}/*.log",
     )

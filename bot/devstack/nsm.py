@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from bot.adapters.nsm import LENGTH, read_message
 from bot.clock import SystemClock
-from bot.devstack.authority import LEAF_S, DevAuthority, Signer, load_authority
+from bot.devstack.authority import LEAF_S, DevAuthority, KeyAndCertificate, load_authority
 from nips.errors import BadInput
 from nips.tee import cbor
 from nips.tee.attestation import PCR_BYTES, CoseSign1, Document, Pcrs
@@ -61,7 +61,7 @@ def measure(
     return pcrs
 
 
-def sign_document(signer: Signer, document: Document) -> bytes:
+def sign_document(signer: KeyAndCertificate, document: Document) -> bytes:
     """A document as the firmware of late 2025 writes it: the payload is a map of indefinite length."""
     fields = {
         "module_id": document.module_id,
@@ -78,7 +78,7 @@ def sign_document(signer: Signer, document: Document) -> bytes:
     return sign_payload(signer, b"\xbf" + pairs + b"\xff")
 
 
-def sign_payload(signer: Signer, payload: bytes) -> bytes:
+def sign_payload(signer: KeyAndCertificate, payload: bytes) -> bytes:
     unsigned = CoseSign1(_ES384, payload, b"")
     der = signer.key.sign(unsigned.signed_bytes(), ec.ECDSA(hashes.SHA384()))
     signature = b"".join(n.to_bytes(48, "big") for n in utils.decode_dss_signature(der))
@@ -95,7 +95,7 @@ class DevNsm:
         self._authority, self._now = authority, now
         self._pcrs = {index: bytes(PCR_BYTES) for index in range(PCR_COUNT)} | pcrs
         self._locked = set(range(FIRST_FREE_PCR))
-        self._leaf: Signer | None = None
+        self._leaf: KeyAndCertificate | None = None
         self._leaf_ends = 0
         self._table: dict[str, Callable[[Arguments], dict[str, object] | None]] = {
             "DescribeNSM": self._describe,
@@ -172,7 +172,7 @@ class DevNsm:
         )  # fmt: skip
         return {"document": sign_document(leaf, document)}
 
-    def _current_leaf(self, now: int) -> Signer:
+    def _current_leaf(self, now: int) -> KeyAndCertificate:
         if self._leaf is None or now > self._leaf_ends - _RENEW_S:
             self._leaf, self._leaf_ends = self._authority.leaf(self.module_id, now), now + LEAF_S
         return self._leaf

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nips.bolt11 import decode_invoice_untrusted, encode_invoice
+from nips.bolt11 import Invoice, decode_invoice_untrusted, encode_invoice
 from nips.errors import BadInvoice
 from nips.nip47 import WalletCode
 
@@ -20,6 +20,9 @@ CREATE TABLE IF NOT EXISTS invoice (
     payment_hash TEXT PRIMARY KEY, payee TEXT NOT NULL, payer TEXT, preimage TEXT NOT NULL, bolt11 TEXT NOT NULL,
     amount_msat INTEGER NOT NULL, description TEXT, description_hash TEXT,
     created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, settled_at INTEGER);
+CREATE TABLE IF NOT EXISTS failure (
+    payment_hash TEXT, payer TEXT, bolt11 TEXT NOT NULL, amount_msat INTEGER NOT NULL, created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL, PRIMARY KEY (payment_hash, payer));
 """
 
 
@@ -118,17 +121,25 @@ class WalletBook:
         return self.look_up(payee, payment_hash, now)
 
     def pay(self, payer: str, bolt11: str, now: int) -> Paid:
-        """Move the money and settle, or raise `WalletError`; nothing in between."""
+        """Move the money and settle, or raise `WalletError`; nothing in between. What failed is kept as such."""
         try:
-            payment_hash = decode_invoice_untrusted(bolt11).payment_hash
+            asked = decode_invoice_untrusted(bolt11)
         except BadInvoice as error:
             raise WalletError(WalletCode.OTHER, str(error)) from error
+        try:
+            return self._pay(payer, asked, now)
+        except WalletError as error:
+            if error.code is WalletCode.PAYMENT_FAILED:
+                self._keep_failure(payer, asked, now)
+            raise
+
+    def _pay(self, payer: str, asked: Invoice, now: int) -> Paid:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             invoice = self._db.execute(
-                "SELECT * FROM invoice WHERE payment_hash = ?", (payment_hash,)
+                "SELECT * FROM invoice WHERE payment_hash = ?", (asked.payment_hash,)
             ).fetchone()
-            if invoice is None or invoice["bolt11"] != bolt11.lower():
+            if invoice is None or invoice["bolt11"] != asked.bolt11.lower():
                 raise WalletError(
                     WalletCode.PAYMENT_FAILED, "no route: only invoices of this wallet can be paid"
                 )
@@ -142,9 +153,15 @@ class WalletBook:
             self._add(invoice["payee"], invoice["amount_msat"])
             self._db.execute(
                 "UPDATE invoice SET settled_at = ?, payer = ? WHERE payment_hash = ?",
-                (now, payer, payment_hash),
+                (now, payer, asked.payment_hash),
             )
-        return Paid(payment_hash, invoice["payee"], invoice["preimage"])
+        return Paid(asked.payment_hash, invoice["payee"], invoice["preimage"])
+
+    def _keep_failure(self, payer: str, asked: Invoice, now: int) -> None:
+        values = (asked.payment_hash, payer, asked.bolt11, asked.amount_msat or 0, now)
+        self._db.execute(
+            "INSERT OR IGNORE INTO failure VALUES (?, ?, ?, ?, ?, ?)", (*values, asked.expires_at)
+        )
 
     def look_up(self, pubkey: str, payment_hash: str, now: int) -> dict[str, Any]:
         """NIP-47's transaction, as this account sees it."""
@@ -152,9 +169,14 @@ class WalletBook:
             "SELECT * FROM invoice WHERE payment_hash = ? AND (payee = ? OR payer = ?)",
             (payment_hash, pubkey, pubkey),
         ).fetchone()
-        if row is None:
+        if row is not None:
+            return _transaction(row, pubkey, now)
+        failed = self._db.execute(
+            "SELECT * FROM failure WHERE payment_hash = ? AND payer = ?", (payment_hash, pubkey)
+        ).fetchone()
+        if failed is None:
             raise WalletError(WalletCode.NOT_FOUND, "there is no such invoice in this account")
-        return _transaction(row, pubkey, now)
+        return _failed(failed)
 
     def transactions(
         self,
@@ -184,6 +206,18 @@ class WalletBook:
             "UPDATE account SET balance_msat = balance_msat + ? WHERE pubkey = ?",
             (amount_msat, pubkey),
         )
+
+
+def _failed(row: sqlite3.Row) -> dict[str, Any]:
+    return {
+        "type": "outgoing",
+        "state": "failed",
+        "invoice": row["bolt11"],
+        "payment_hash": row["payment_hash"],
+        "amount": row["amount_msat"],
+        "created_at": row["created_at"],
+        "expires_at": row["expires_at"],
+    }
 
 
 def _transaction(row: sqlite3.Row, pubkey: str, now: int) -> dict[str, Any]:

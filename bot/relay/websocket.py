@@ -173,15 +173,13 @@ async def connect(
 
     ``find_address`` resolves the host, and may refuse to; the default is the system's resolver.
     """
-    stream = None
     try:
         protocol = ClientProtocol(parse_uri(url), max_size=max_message_bytes)
         with trio.fail_after(HANDSHAKE_S):
             stream = await _open_stream(url, find_address)
-            await _shake_hands(stream, protocol)
+            async with _closed_on_failure(stream):
+                await _shake_hands(stream, protocol)
     except (*_GONE, trio.TooSlowError, WebSocketException, ValueError) as error:
-        if stream is not None:
-            await trio.aclose_forcefully(stream)
         raise WebsocketGone(f"cannot connect: {str(error) or type(error).__name__}") from error
     websocket = Websocket(stream, protocol, max_queued_bytes)
     try:
@@ -197,14 +195,25 @@ async def _open_stream(url: str, find_address: FindAddress | None) -> trio.abc.S
     tcp = await trio.open_tcp_stream(
         await find_address(host, port) if find_address else host, port
     )
-    # Small messages both ways: without this every reply waits for a delayed ACK.
-    tcp.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
-    if not secure:
-        return tcp
-    context = ssl.create_default_context()
-    tls = trio.SSLStream(tcp, context, server_hostname=parts.hostname, https_compatible=True)
-    await tls.do_handshake()
-    return tls
+    async with _closed_on_failure(tcp):
+        # Small messages both ways: without this every reply waits for a delayed ACK.
+        tcp.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+        if not secure:
+            return tcp
+        context = ssl.create_default_context()
+        tls = trio.SSLStream(tcp, context, server_hostname=parts.hostname, https_compatible=True)
+        await tls.do_handshake()
+        return tls
+
+
+@asynccontextmanager
+async def _closed_on_failure(stream: trio.abc.Stream) -> AsyncIterator[None]:
+    """A peer that refuses, or keeps us waiting until we give up (cancelled), keeps no socket of ours."""
+    try:
+        yield
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
 
 
 async def _shake_hands(stream: trio.abc.Stream, protocol: ClientProtocol) -> None:

@@ -20,7 +20,7 @@ from bot.adapters.nwc_wallet import NwcWallet
 from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.relay_events import RelayEvents
 from bot.adapters.seen_store import SeenStore
-from bot.adapters.sqlite_store import SqliteStore
+from bot.adapters.store.sqlite import SqliteStore
 from bot.boot.identity import only_one
 from bot.boot.wake import Awake, wake
 from bot.clock import SystemClock, boot_id
@@ -30,10 +30,11 @@ from bot.relay.server import RelayServer
 from bot.server.doors.container import ContainerDoor
 from bot.server.inbox import Inbox
 from bot.server.intake import catch_up, feed, run_pump, run_requests, subscribe
-from bot.server.loops import LOOPS, look_at_engine
+from bot.server.loops import TrioTasks, look_at_engine, loops, run_escrow, run_hints, run_loop
 from bot.server.outlet import Outlet
-from bot.server.parts import App, Wakes
-from handlers.context import Context, Places
+from bot.server.parts import App, TrioNudges
+from handlers.alarms import Alarm, Alarms
+from handlers.context import Context, Presence
 from nips.event import VerifiedEvent
 from nips.keys import SecretKey
 from nips.relay_url import normal_url
@@ -64,8 +65,12 @@ async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[
             awake = await wake(config, for_escrow, own_urls, clock, forget_state=forget_state)
             if relay is not None:
                 relay.belongs_to(awake.key.pubkey)
-            async with _build(config, clock, awake, for_strangers, relay, own_urls) as app:
+            async with (
+                trio.open_nursery() as tasks,
+                _build(config, clock, awake, for_strangers, relay, own_urls, tasks) as app,
+            ):
                 yield app
+                tasks.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
 
 
@@ -77,10 +82,11 @@ async def _build(
     events: RelayEvents,
     relay: RelayServer | None,
     own_urls: tuple[str, ...],
+    nursery: trio.Nursery,
 ) -> AsyncIterator[App]:
     """Open everything that must be closed again."""
     state, key = config.server.state_dir, awake.key
-    wakes, this_boot = Wakes(), boot_id()
+    nudges, this_boot = TrioNudges(), boot_id()
     store = SqliteStore(state / "enclaved.sqlite")
     seen = SeenStore(state / "seen.sqlite", clock)
     refused = SeenStore(state / "refused.sqlite", clock, MOST_REFUSED_IDS)
@@ -88,7 +94,7 @@ async def _build(
     registry = OciRegistry(config.registry)
     pool = RelayPool(clock, auth_key=key)
     wallet = NwcWallet(config.wallet_uri, clock, any_payee=config.wallet.any_payee)
-    places = Places(
+    presence = Presence(
         name=config.server.name,
         about=config.server.about,
         # Measured with the image, where there is one.
@@ -108,10 +114,12 @@ async def _build(
         registry=registry,
         events=events,
         clock=clock,
-        wake=wakes,
+        nudge=nudges,
+        tasks=TrioTasks(nursery),
         policy=config.policy,
-        places=places,
+        presence=presence,
         proof=awake.proof,
+        alarms=Alarms(_log_alarm),
     )
     inbox = Inbox(key.pubkey, seen, refused, config.inbox)
     outlet = Outlet(pool, relay, own_urls)
@@ -119,7 +127,7 @@ async def _build(
         yield App(
             config,
             ctx,
-            wakes,
+            nudges,
             wallet,
             engine,
             pool,
@@ -138,6 +146,13 @@ async def _build(
         seen.close()
         refused.close()
         store.close()
+
+
+def _log_alarm(alarm: Alarm, reason: str | None) -> None:
+    if reason is None:
+        log.info("alarm is over", alarm=alarm.value)
+    else:
+        log.error("alarm", alarm=alarm.value, reason=reason)
 
 
 def _network(config: Config) -> EnclaveNetwork | None:
@@ -168,6 +183,7 @@ def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
         engine.cgroup_parent,
         engine.publish_host,
         engine.masquerade,
+        config.server.state_dir / "logs",
         config.registry.credentials,
     )
 
@@ -216,8 +232,10 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
         if app.config.containers.port:
             place = app.config.containers
             await nursery.start(ContainerDoor(app.ctx).serve, place.host, place.port)
-        for loop in LOOPS:
-            nursery.start_soon(loop, app)
+        for loop in loops(app, nursery):
+            nursery.start_soon(run_loop, app, loop)
+        nursery.start_soon(run_hints, app)
+        nursery.start_soon(run_escrow, app)
         nursery.start_soon(run_requests, app, receive)
-        log.info("ready", pubkey=app.ctx.key.pubkey, relays=app.ctx.places.relay_urls)
+        log.info("ready", pubkey=app.ctx.key.pubkey, relays=app.ctx.presence.relay_urls)
         task_status.started()

@@ -16,9 +16,10 @@ import trio
 
 from handlers import BY_NAME
 from handlers.context import Caller, Context
-from handlers.errors import Code, Refusal, not_found, restricted
+from handlers.errors import Code, Refusal, not_found, restricted, unavailable
 from handlers.params import parse_params, words_to_params
 from handlers.routes import Route
+from handlers.tables import StoreUnavailable
 
 log = structlog.get_logger()
 # Names a request in the log and in an ``internal:`` error; unique across restarts.
@@ -80,10 +81,24 @@ async def _outcome(
     if isinstance(params, Refusal):
         return params
     try:
-        return await route.handler(ctx, request.caller, params)
+        return await _handle(ctx, route, request.caller, params)
+    except StoreUnavailable as unavailable_now:
+        log.error(
+            "store unavailable", request_id=request_id, reason=repr(unavailable_now.__cause__)
+        )
+        return unavailable(str(unavailable_now))
     except Exception:
         log.exception("handler failed", request_id=request_id, method=route.method)
         return Refusal(Code.INTERNAL, f"request {request_id} failed here; it is logged")
+
+
+async def _handle(ctx: Context, route: Route, caller: Caller, params: Any) -> Any | Refusal:
+    if not route.slow:
+        return await route.handler(ctx, caller, params)
+    with ctx.slow_lane.enter(caller.pubkey) as fits:
+        if not fits:
+            return Refusal(Code.RATE_LIMITED, "wait for the answers to what you asked before")
+        return await route.handler(ctx, caller, params)
 
 
 def _typed(route: Route, given: Mapping[str, object] | Words) -> Any | Refusal:

@@ -13,8 +13,10 @@ import structlog
 import trio
 
 from bot.server.outlet import Outlet
-from handlers.ports import Clock, Store, Tx
-from handlers.records import OutboxItem
+from handlers.context import Context
+from handlers.intents import seal
+from handlers.records import Intent, OutboxItem
+from handlers.tables import Tx
 from nips.event import VerifiedEvent, parse_event_json_untrusted, verify_event
 
 log = structlog.get_logger()
@@ -78,35 +80,58 @@ class Strangers:
 
 
 class Outbox:
-    """Call `drain` again and again."""
+    """``once`` is one round of everything that is due."""
 
-    def __init__(self, store: Store, outlet: Outlet, clock: Clock, strangers: Strangers) -> None:
-        self._store, self._outlet, self._clock = store, outlet, clock
-        self._strangers = strangers
+    def __init__(self, ctx: Context, outlet: Outlet, strangers: Strangers) -> None:
+        self._ctx, self._outlet, self._strangers = ctx, outlet, strangers
+
+    async def once(self, ctx: Context) -> None:
+        """Round after round, while there is more than one holds."""
+        while await self.drain() == BATCH:
+            pass
 
     async def drain(self) -> int:
         """Try everything that is due once; how many items that were."""
-        items = await self._store.read(lambda tx: tx.outbox(self._clock.now(), BATCH))
+        store, clock = self._ctx.store, self._ctx.clock
+        items = await store.read(lambda tx: tx.outbox.list_due(clock.now(), BATCH))
         if items:
             left: dict[int, list[str]] = {}
             async with trio.open_nursery() as nursery:
                 for item in items:
                     nursery.start_soon(self._deliver, item, left)
-            await self._store.write(lambda tx: _record(tx, items, left, self._clock.now()))
+            await store.write(_record, items, left, clock.now())
         return len(items)
 
     async def _deliver(self, item: OutboxItem, left: dict[int, list[str]]) -> None:
+        left[item.item_id] = list(item.relay_urls or self._ctx.presence.relay_urls)
         try:
-            event = verify_event(parse_event_json_untrusted(item.event_json))
-            own = [url for url in item.relay_urls if self._outlet.is_ours(url)]
+            sealed = await self._sealed(item)
+            if sealed is None:
+                left[item.item_id] = []
+                return
+            event, relay_urls = sealed
+            own = [url for url in relay_urls if self._outlet.is_ours(url)]
             left[item.item_id] = [
                 *await self._outlet.deliver(event, own),
-                *self._hand_over(event, item, [url for url in item.relay_urls if url not in own]),
+                *self._hand_over(event, item, [url for url in relay_urls if url not in own]),
             ]
         except Exception:
             # One item's surprise must not hold up all others.
             log.exception("outbox item failed", item_id=item.item_id)
-            left[item.item_id] = list(item.relay_urls)
+
+    async def _sealed(self, item: OutboxItem) -> tuple[VerifiedEvent, Sequence[str]] | None:
+        """The event, and where it goes. What was an intent becomes one event, which is the same at every try."""
+        own_urls = self._ctx.presence.relay_urls
+        if item.intent is Intent.EVENT:
+            event = verify_event(parse_event_json_untrusted(item.body))
+            return event, item.relay_urls or own_urls
+        made = await seal(self._ctx, item)
+        if made is not None:
+            event, strangers = made
+            urls = tuple(dict.fromkeys([*strangers, *own_urls]))
+            await self._ctx.store.write(lambda tx: tx.outbox.become(item.item_id, event, urls))
+            return event, urls
+        return None
 
     def _hand_over(self, event: VerifiedEvent, item: OutboxItem, urls: Sequence[str]) -> list[str]:
         """Those that do not have it yet, while it is worth trying."""
@@ -122,9 +147,9 @@ def _record(tx: Tx, items: Sequence[OutboxItem], left: dict[int, list[str]], now
     for item in items:
         if left[item.item_id] and item.attempts < TRIES:
             wait_s = min(MOST_WAIT_S, 2 ** min(item.attempts, 10))
-            tx.outbox_later(item.item_id, now + wait_s, left[item.item_id])
+            tx.outbox.put_off(item.item_id, now + wait_s, left[item.item_id])
         else:
-            tx.outbox_sent(item.item_id)
+            tx.outbox.sent(item.item_id)
 
 
 def _host(url: str) -> str:

@@ -37,11 +37,21 @@ class Nudge:
         return nudged
 
 
-class Wakes:
-    """`handlers.ports.Wake`, one nudge per loop."""
+class TrioNudges:
+    """`handlers.ports.Nudges`, one for each loop that has one."""
 
     def __init__(self) -> None:
         self.reconcile, self.announce, self.outbox = Nudge(), Nudge(), Nudge()
+
+    def named(self, name: str | None) -> Nudge:
+        """The one of a loop; without a name one that never comes."""
+        return (
+            Nudge()
+            if name is None
+            else {"reconcile": self.reconcile, "announce": self.announce, "outbox": self.outbox}[
+                name
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class App:
 
     config: Config
     ctx: Context
-    wakes: Wakes
+    nudges: TrioNudges
     wallet: NwcWallet
     engine: DockerEngine
     pool: RelayPool

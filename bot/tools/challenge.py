@@ -1,8 +1,8 @@
-"""Asks an instance to prove itself now: a document over a nonce of ours. What it announced may be stolen or
-old, this cannot be."""
+"""Asks an instance itself: to prove itself over a nonce of ours, and what it knows of a container. What was announced
+may be stolen, old or taken back since; an answer to a question of this minute cannot be."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -31,41 +31,63 @@ class Answered:
     reply: RpcReply
 
 
-async def challenge(
-    relays: RelayEvents, instance: str, relay_urls: Sequence[str], now: int
-) -> Answered | None:
-    """The first answer that comes over any of these relays; one that is no error is preferred."""
-    answers: list[Answered] = []
-    async with trio.open_nursery() as nursery:
+@dataclass(frozen=True)
+class Line:
+    """The way to an instance: its key, over any of these relays, at this time."""
 
-        async def ask(url: str) -> None:
-            answer = await _ask_one(relays, instance, url, now)
-            if answer is not None:
-                answers.append(answer)
-                if answer.reply.error is None:
-                    nursery.cancel_scope.cancel()
+    relays: RelayEvents
+    instance: str
+    relay_urls: tuple[str, ...]
+    now: int
 
-        for url in list(dict.fromkeys(relay_urls))[:MAX_RELAYS]:
-            nursery.start_soon(ask, url)
-    return min(answers, key=lambda a: a.reply.error is not None, default=None)
+    async def challenge(self) -> Answered | None:
+        """Its answer to a nonce that nobody has seen before; None when there is none."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        reply = await self.ask("attest", {"nonce": nonce.hex()})
+        return Answered(nonce, reply) if reply is not None else None
+
+    async def ask(self, method: str, params: Mapping[str, object]) -> RpcReply | None:
+        """The first answer that comes over any of the relays; one that is no error is preferred."""
+        replies: list[RpcReply] = []
+        async with trio.open_nursery() as nursery:
+
+            async def ask_over(url: str) -> None:
+                reply = await self._ask_over(url, method, params)
+                if reply is not None:
+                    replies.append(reply)
+                    if reply.error is None:
+                        nursery.cancel_scope.cancel()
+
+            for url in list(dict.fromkeys(self.relay_urls))[:MAX_RELAYS]:
+                nursery.start_soon(ask_over, url)
+        return min(replies, key=lambda reply: reply.error is not None, default=None)
+
+    async def _ask_over(
+        self, url: str, method: str, params: Mapping[str, object]
+    ) -> RpcReply | None:
+        # A key for this one question: nobody else can read the answer, or have one ready.
+        key = SecretKey.generate()
+        call = RpcRequest(secrets.token_hex(8), method, dict(params))
+        request = build_request(key, kinds.RPC, self.instance, call, self.now)
+        answers = Filter(
+            kinds=frozenset({kinds.RPC}),
+            authors=frozenset({self.instance}),
+            tags={"p": frozenset({key.pubkey})},
+        )
+        event = await self.relays.ask(
+            url, request, answers, lambda e: request.id in e.tag_values("e"), ANSWER_S
+        )
+        try:
+            return open_reply_untrusted(key, event) if event is not None else None
+        except BadInput:
+            return None
 
 
-async def _ask_one(relays: RelayEvents, instance: str, url: str, now: int) -> Answered | None:
-    key, nonce = SecretKey.generate(), secrets.token_bytes(NONCE_BYTES)
-    call = RpcRequest(secrets.token_hex(8), "attest", {"nonce": nonce.hex()})
-    request = build_request(key, kinds.RPC, instance, call, now)
-    answers = Filter(
-        kinds=frozenset({kinds.RPC}),
-        authors=frozenset({instance}),
-        tags={"p": frozenset({key.pubkey})},
-    )
-    event = await relays.ask(
-        url, request, answers, lambda e: request.id in e.tag_values("e"), ANSWER_S
-    )
-    try:
-        return Answered(nonce, open_reply_untrusted(key, event)) if event is not None else None
-    except BadInput:
-        return None
+def line_to(
+    relays: RelayEvents, evidence: InstanceEvidence, relay_urls: Sequence[str], now: int
+) -> Line:
+    """Over the relays that were named, and those that the instance announces."""
+    return Line(relays, evidence.pubkey, (*relay_urls, *evidence.relay_urls), now)
 
 
 def check_answer(

@@ -3,9 +3,9 @@
 import argparse
 import json
 import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import trio
 
@@ -16,10 +16,11 @@ from bot.boot.identity import read_secret_text
 from bot.boot.unlock import Halted
 from bot.config import ConfigError, load
 from bot.server import app
+from bot.terminal import printable, say, say_json, tell
 from bot.tools import commands as trust_commands
+from bot.tools import payments
 from bot.tools.client import CallRefused, NoAnswer, open_client
 from bot.tools.maintain import CannotRelease
-from bot.tools.report import printable
 from bot.tools.signer import SignerProblem
 from nips.errors import BadInput, BadKey
 from nips.keys import SecretKey
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(error: BaseException) -> int:
-    print(f"enclaved: error: {printable(str(error))}", file=sys.stderr)
+    tell(f"error: {error}")
     return 1
 
 
@@ -68,8 +69,15 @@ def _innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _innermost(first) if isinstance(first, BaseExceptionGroup) else first
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse repeats mistaken arguments as they are, and people paste what strangers wrote."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="enclaved", description="Containers for sats, over Nostr."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -91,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     call.add_argument("params", nargs="*", help="name=value; a value may be JSON")
     call.set_defaults(do=_call)
     trust_commands.add_commands(commands)
+    payments.add_command(commands)
     key = commands.add_parser("key", help="make a key file, or show the npub of one")
     key.add_argument("file", type=Path)
     key.set_defaults(do=_key)
@@ -126,7 +135,7 @@ def _call(options: argparse.Namespace) -> int:
         async with open_client(key, options.relay) as client:
             return await client.call(service, options.method, **params)
 
-    print(json.dumps(trio.run(call), indent=2, ensure_ascii=False))
+    say_json(trio.run(call))
     return 0
 
 
@@ -143,5 +152,5 @@ def _key(options: argparse.Namespace) -> int:
     if not options.file.exists():
         options.file.touch(mode=0o600)
         options.file.write_text(nsec(SecretKey.generate().reveal_secret()) + "\n")
-    print(npub(SecretKey.parse(read_secret_text(options.file)).pubkey))
+    say(npub(SecretKey.parse(read_secret_text(options.file)).pubkey))
     return 0

@@ -1,9 +1,7 @@
 """The command line, for those who check (``verify``) and those who vouch (``release``)."""
 
 import argparse
-import json
 import re
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,8 +15,9 @@ from bot.boot.anchors import load_anchor
 from bot.boot.identity import read_secret_text
 from bot.clock import SystemClock
 from bot.relay.courier import bring
+from bot.terminal import say, say_json, say_json_text, tell
 from bot.tools.maintain import CannotRelease, Maintenance, sign_measurements
-from bot.tools.report import Answer, Report, printable
+from bot.tools.report import Answer, Report
 from bot.tools.signer import BunkerSigner, KeySigner, Signer, client_key_beside
 from bot.tools.verify import Question, verify
 from handlers.commands.release import release_result
@@ -79,7 +78,7 @@ def _verify(options: argparse.Namespace) -> int:
     try:
         question = _question(options)
     except (BadInput, OSError) as error:
-        print(f"enclaved: error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return Answer.COULD_NOT_CHECK.value
     relays = RelayEvents(question.relay_urls)
     report = trio.run(verify, question, relays)
@@ -89,9 +88,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _print(report: Report, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report.as_dict(), indent=2))
+        say_json(report.as_dict())
     else:
-        print("\n".join(report.lines()))
+        say(*report.lines())
 
 
 def _question(options: argparse.Namespace) -> Question:
@@ -184,9 +183,9 @@ def _check(options: argparse.Namespace) -> int:
     try:
         result = trio.run(check)
     except CannotRelease as error:
-        _tell(f"error: {error}")
+        tell(f"error: {error}")
         return Answer.COULD_NOT_CHECK.value
-    print(json.dumps(result, indent=2))
+    say_json(result)
     return 0 if result["signed_by_all"] else 1
 
 
@@ -205,7 +204,7 @@ def _sign(options: argparse.Namespace) -> int:
             )
 
     event, urls = trio.run(sign)
-    print(event.json.decode())
+    say_json_text(event.json.decode())
     return 0 if options.no_publish else _send(event, [*urls, *options.relay])
 
 
@@ -221,7 +220,7 @@ def _sign_measurements(options: argparse.Namespace, path: Path, now: int) -> int
         )
 
     event = trio.run(sign)
-    print(event.json.decode())
+    say_json_text(event.json.decode())
     return 0 if options.no_publish else _send(event, options.relay)
 
 
@@ -234,7 +233,7 @@ def _publish(options: argparse.Namespace) -> int:
             )
 
     event, urls = trio.run(announce)
-    print(event.json.decode())
+    say_json_text(event.json.decode())
     return _send(event, [*urls, *options.relay])
 
 
@@ -262,11 +261,7 @@ def _signer(options: argparse.Namespace, relays: RelayEvents) -> Signer:
     uri = parse_bunker_uri(read_secret_text(options.bunker))
     # The bunker's relays are the maintainer's own choice.
     own = RelayEvents([*uri.relay_urls, *options.relay])
-    return BunkerSigner(uri, client_key_beside(options.bunker), own, SystemClock(), _tell)
-
-
-def _tell(text: str) -> None:
-    print(f"enclaved: {printable(text)}", file=sys.stderr)
+    return BunkerSigner(uri, client_key_beside(options.bunker), own, SystemClock(), tell)
 
 
 def _send(event: VerifiedEvent, urls: Sequence[str]) -> int:
@@ -277,7 +272,7 @@ def _send(event: VerifiedEvent, urls: Sequence[str]) -> int:
 
     took = trio.run(send)
     if not took:
-        _tell("error: no relay took it; name one with --relay, or print it with --no-publish")
+        tell("error: no relay took it; name one with --relay, or print it with --no-publish")
         return 1
-    _tell(f"published on {', '.join(took)}")
+    tell(f"published on {', '.join(took)}")
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.relay_events import RelayEvents
+from bot.tools.report import say_silent
 from bot.tools.signer import Signer
 from handlers.commands.release import ReleaseReport, check_release, read_labels
 from handlers.domain.image import ImageRef
@@ -50,8 +51,14 @@ class Maintenance:
         return found
 
     async def check(self, ref: ImageRef) -> ReleaseReport:
-        """Who signed it, by its own labels."""
-        return await check_release(self.relays, await self.resolve(ref), self.relay_urls)
+        """Who signed it, by its own labels. Raises `CannotRelease` when that cannot be told."""
+        heard = _Heard(self.relays)
+        report = await check_release(heard, await self.resolve(ref), self.relay_urls)
+        if heard.silent and not report.verdict.is_signed_by_all:
+            raise CannotRelease(
+                f"{ref}: whether all signed it is unknown: {say_silent(heard.silent)}"
+            )
+        return report
 
     async def sign_image(
         self, ref: ImageRef, signer: Signer, *, is_prod: bool, now: int
@@ -80,13 +87,30 @@ class Maintenance:
             tags={"r": frozenset({image.repo})},
         )
         urls = [*labels.relay_urls, *self.relay_urls]
-        signed = _by_signer(await self.relays.find([wanted], urls), image)
+        heard = _Heard(self.relays)
+        signed = _by_signer(await heard.find([wanted], urls), image)
         missing = [pubkey for pubkey in labels.signers if pubkey not in signed]
         if missing or not labels.signers:
             whom = ", ".join(missing) or "anybody: the image names no signers"
-            raise CannotRelease(f"not signed by {whom}")
+            told = [f"not signed by {whom}", *([say_silent(heard.silent)] if heard.silent else [])]
+            raise CannotRelease("; ".join(told))
         tags = release_announcement_tags(image, [signed[p] for p in labels.signers])
         return await signer.sign(kinds.IMAGE_RELEASE, "", tags, now), labels.relay_urls
+
+
+class _Heard:
+    """`handlers.ports.Events`, and which relays were not heard: a signature there is not a missing one."""
+
+    def __init__(self, relays: RelayEvents) -> None:
+        self._relays = relays
+        self.silent: tuple[str, ...] = ()
+
+    async def find(
+        self, filters: Sequence[Filter], relay_urls: Sequence[str]
+    ) -> list[VerifiedEvent]:
+        found = await self._relays.search(filters, relay_urls)
+        self.silent += found.silent
+        return list(found.events)
 
 
 def identity_of(found: ResolvedImage, *, is_prod: bool) -> ImageIdentity:

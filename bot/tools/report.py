@@ -1,8 +1,10 @@
-"""What ``enclaved verify`` found, for a person and for a program. Hostile text is shown, never obeyed."""
+"""What ``enclaved verify`` found, for a person and for a program."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from bot.terminal import printable
 from nips.tee.verdict import Check, Outcome
 
 _MARKS = {Outcome.HOLDS: "✓", Outcome.FAILS: "✗", Outcome.ABSENT: "–"}
@@ -35,11 +37,11 @@ class Report:
         return {"answer": answer, "sentence": self.sentence, "checks": checks} | self.facts
 
     def lines(self) -> list[str]:
-        """One line a step, and the sentence."""
+        """One line a step, and the sentence: an event must not write a verdict of its own."""
         steps = [f"{_MARKS[c.outcome]} {c.name}: {c.evidence}" for c in self.checks]
         return [printable(line) for line in [*steps, self.sentence]]
 
 
-def printable(text: str) -> str:
-    """One line without control characters: an event must not write our verdict, or drive the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def say_silent(relay_urls: Sequence[str]) -> str:
+    """What was not heard: nobody knows what these relays hold."""
+    return f"{', '.join(relay_urls)} could not be reached, or did not answer in time"

@@ -2,15 +2,19 @@
 
 root → document → service key → builder, launcher, maintainers → container certificate → image → app key
 
-Events come from relays, which may lie or leave out; every one is verified. Then the instance is challenged.
+Events come from relays, which may lie, leave out, or show what its author took back long ago; every one is verified,
+and looked for on all relays that are known. Then the instance is challenged, and asked about the container.
 What could not be looked at is never reported as good: the exit code is 0 only when all of it holds.
 """
 
 from dataclasses import dataclass
 
 from bot.adapters.relay_events import RelayEvents
-from bot.tools.challenge import challenge, check_answer
-from bot.tools.report import Answer, Report
+from bot.tools.challenge import Line, check_answer, line_to
+from bot.tools.lookup import INSTANCE, Lookup
+from bot.tools.report import Answer, Report, say_silent
+from handlers.domain.lifecycle import State
+from handlers.errors import Code
 from nips import kinds
 from nips.errors import BadCertificate
 from nips.event import Event
@@ -21,9 +25,6 @@ from nips.tee.certificates import Certified, verify_certified
 from nips.tee.policies import ExpectedMaintainers, InstanceEvidence, MaxAge, Policy
 from nips.tee.verdict import Check, Examination, Outcome, Verdict
 from nips.tee.verification import verify_announcement, verify_container
-
-MAX_OWN_EVENTS = 100
-_INSTANCE = frozenset({kinds.ANNOUNCEMENT, kinds.OLD_ANNOUNCEMENT})
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,28 @@ async def verify(question: Question, relays: RelayEvents) -> Report:
 class _Verification:
     def __init__(self, question: Question, relays: RelayEvents) -> None:
         self._question, self._relays = question, relays
+        self._lookup = Lookup(relays, question.relay_urls, question.now)
         self._exam = Examination()
         self._facts: dict[str, object] = {}
 
     async def report(self) -> Report:
         try:
-            subject = await self._subject()
-            instance = await self._whole(subject)
+            proved = await self._whole(await self._subject())
         except _Unknown as unknown:
             # What was seen to be wrong stays wrong, whatever else could not be seen.
             if not self._exam.verdict().failures:
                 return self._report(Answer.COULD_NOT_CHECK, f"COULD NOT CHECK: {unknown}.")
-            subject, instance = None, None
+            proved = None
         verdict = self._exam.verdict()
-        if not verdict.is_valid or instance is None or subject is None:
+        if not verdict.is_valid or proved is None:
             return self._report(Answer.NOT_VALID, f"NOT VALID: {verdict.reason}.")
-        return self._report(Answer.VALID, self._sentence(subject, instance))
+        return self._report(Answer.VALID, self._sentence(*proved))
 
     def _report(self, answer: Answer, sentence: str) -> Report:
+        silent = self._lookup.silent
+        if silent:
+            self._facts["silent_relays"] = silent
+            self._exam.note("relays", Outcome.ABSENT, say_silent(silent))
         return Report(answer, sentence, self._exam.verdict().checks, self._facts)
 
     # -- what is asked about ----------------------------------------------------------------------
@@ -81,52 +86,55 @@ class _Verification:
             raise _Unknown("no relay is known to ask; name one with --relay, or give an nprofile")
         pointer = self._question.pointer
         if pointer.event_id is not None:
-            found = await self._find(Filter(ids=frozenset({pointer.event_id})))
+            found = await self._lookup.find(Filter(ids=frozenset({pointer.event_id})))
         else:
-            found = await self._by_key(pointer.pubkey or "")
-        if not found:
-            raise _Unknown("no relay has anything of it that could be verified")
-        if pointer.pubkey not in (None, found[0].pubkey):
+            found = await self._lookup.by_key(pointer.pubkey or "")
+        if not found.events:
+            nobody = self._lookup.nobody_has(found, "nothing of it that could be verified")
+            raise _Unknown(nobody)
+        subject = found.events[0]
+        if pointer.pubkey not in (None, subject.pubkey):
             self._exam.note("author", Outcome.FAILS, "the event is another key's than asked about")
-        return found[0]
+        return subject
 
-    async def _by_key(self, pubkey: str) -> list[Event]:
-        authors, until = frozenset({pubkey}), self._question.now
-        told = await self._find(
-            Filter(kinds=_INSTANCE | {kinds.CONTAINER}, authors=authors, until=until)
-        )
-        if told:
-            return told
-        # An app shows its certificates in events of its own. What a container says of it would be the
-        # container's word alone: anybody's enclave could name anybody's key.
-        own = await self._find(Filter(authors=authors, until=until, limit=MAX_OWN_EVENTS))
-        return [event for event in own if event.has_tag("tee_root")]
-
-    async def _find(self, wanted: Filter) -> list[Event]:
-        return [*await self._relays.find([wanted], self._question.relay_urls)]
+    async def _current(self, subject: Event, instance: InstanceEvidence) -> Event | None:
+        """The subject, or for a key what it announced after it; None when its author took that back."""
+        newest = await self._lookup.newest(subject, instance.relay_urls)
+        gone = await self._lookup.deleted([subject, *newest], instance.relay_urls)
+        live = [event for event in newest if event.id not in gone]
+        by_id = self._question.pointer.event_id is not None
+        if not live or (by_id and subject.id in gone):
+            self._exam.note("deletion", Outcome.FAILS, "its own author deleted the announcement")
+            return None
+        if by_id and subject not in live:
+            self._exam.note("deletion", Outcome.FAILS, "a newer announcement took its place")
+            return None
+        self._exam.note("deletion", Outcome.HOLDS, "no relay that answers knows of one")
+        return subject if subject in live else live[0]
 
     # -- from the subject up to the root ------------------------------------------------------------
 
-    async def _whole(self, subject: Event) -> InstanceEvidence | None:
-        if subject.kind in _INSTANCE:
-            return await self._instance(subject)
+    async def _whole(self, subject: Event) -> tuple[Event, InstanceEvidence] | None:
+        """What holds, and of which event."""
+        if subject.kind in INSTANCE:
+            instance = await self._instance(subject)
+            return (subject, instance) if instance is not None else None
         certified = self._certified(subject)
-        if certified is None:
+        instance = await self._instance_of(certified) if certified is not None else None
+        current = await self._current(subject, instance) if instance is not None else None
+        if certified is None or instance is None or current is None:
             return None
-        announced = await self._find(
-            Filter(
-                kinds=frozenset({kinds.ANNOUNCEMENT}),
-                authors=frozenset({certified.root.pubkey}),
-                until=self._question.now,
-            )
-        )
-        if not announced:
-            raise _Unknown("the container's evidence holds, but no relay knows its instance")
-        instance = await self._instance(announced[0])
-        if instance is not None:
-            self._exam.examine("same instance", lambda: _check_same(certified, instance))
-        self._tell_certified(subject, certified)
-        return instance
+        if current is not subject:
+            certified = self._certified(current)
+            if certified is None:
+                return None
+        self._tell_certified(current, certified)
+        same = self._exam.examine("same instance", lambda: _check_same(certified, instance))
+        if self._question.ask_instance and same is not None:
+            line = self._line(instance)
+            await self._challenge(line, instance)
+            await self._ask_about_container(line, certified)
+        return current, instance
 
     def _certified(self, subject: Event) -> Certified | None:
         verifier, now = self._question.verifier, self._question.now
@@ -143,38 +151,68 @@ class _Verification:
                     self._exam.add(policy.check_root(certified.root))
         return certified
 
+    async def _instance_of(self, certified: Certified) -> InstanceEvidence | None:
+        announced = await self._lookup.announcement_of(certified.root.pubkey)
+        if not announced.events:
+            nobody = self._lookup.nobody_has(announced, "nothing of its instance")
+            raise _Unknown(
+                f"the container's evidence holds, but no relay knows its instance: {nobody}"
+            )
+        return self._evidence(announced.events[0])
+
     async def _instance(self, announcement: Event) -> InstanceEvidence | None:
+        evidence = self._evidence(announcement)
+        if evidence is not None and self._question.ask_instance:
+            await self._challenge(self._line(evidence), evidence)
+        return evidence
+
+    def _evidence(self, announcement: Event) -> InstanceEvidence | None:
         question = self._question
         verdict, evidence = verify_announcement(
             announcement, question.verifier, question.now, question.policies
         )
         self._add("instance", verdict)
-        if evidence is None:
-            return None
-        self._tell_instance(evidence)
-        if question.ask_instance:
-            await self._challenge(evidence)
+        if evidence is not None:
+            self._tell_instance(evidence)
         return evidence
 
-    async def _challenge(self, evidence: InstanceEvidence) -> None:
+    # -- what the instance says when asked ------------------------------------------------------------
+
+    def _line(self, evidence: InstanceEvidence) -> Line:
+        return line_to(self._relays, evidence, self._question.relay_urls, self._question.now)
+
+    async def _challenge(self, line: Line, evidence: InstanceEvidence) -> None:
         """One that does not answer may be down or busy; one that answers wrongly is not what it says."""
         question = self._question
-        urls = [*question.relay_urls, *evidence.relay_urls]
-        answered = await challenge(self._relays, evidence.pubkey, urls, question.now)
+        answered = await line.challenge()
         self._facts["answered"] = answered is not None
         if answered is None or answered.reply.error is not None:
-            how = (
-                f"refuses ({answered.reply.error})" if answered is not None else "does not answer"
-            )
-            raise _Unknown(
-                f"its announcement holds, but it {how} when challenged now; "
-                "--offline checks the announcement alone"
-            )
+            raise _unasked(answered.reply.error if answered is not None else None)
         self._exam.examine(
             "fresh document",
             lambda: check_answer(answered, evidence, question.verifier, question.now),
             lambda root: f"over our nonce, at {root.attested.document.timestamp_s}",
         )
+
+    async def _ask_about_container(self, line: Line, certified: Certified) -> None:
+        """Certificates live for hours: the container that they speak of may be gone since."""
+        if not certified.certificates:
+            return
+        container = certified.certificates[0].subject
+        reply = await line.ask("balance", {"pubkey": container})
+        if reply is None or (reply.error is not None and not _is_not_found(reply.error)):
+            raise _unasked(reply.error if reply is not None else None, "asked about the container")
+        if reply.error is not None:
+            self._exam.note("still there", Outcome.FAILS, "the instance knows no such container")
+            return
+        match reply.result:
+            case {"pubkey": str(pubkey), "detail": str(state)} if pubkey == container:
+                pass
+            case _:
+                raise _unasked("its answer cannot be understood", "asked about the container")
+        self._facts["state"] = state
+        outcome = Outcome.FAILS if state == State.STOPPED.value else Outcome.HOLDS
+        self._exam.note("still there", outcome, f"the instance says that it is {state}")
 
     def _add(self, of: str, verdict: Verdict) -> None:
         for check in verdict.checks:
@@ -241,9 +279,23 @@ class _Verification:
         return f"{code}, signed by {signed} {keys} that you did not name (see --maintainer)"
 
 
+def _unasked(error: str | None, when: str = "challenged") -> _Unknown:
+    how = f"refuses ({error})" if error is not None else "does not answer"
+    return _Unknown(
+        f"its announcement holds, but the instance {how} when {when} now; "
+        "--offline checks the announcement alone"
+    )
+
+
+def _is_not_found(error: str) -> bool:
+    return error.startswith(f"{Code.NOT_FOUND.value}:")
+
+
 def _check_same(certified: Certified, instance: InstanceEvidence) -> str:
     """The container was certified by the very code that the instance announces now."""
     theirs, ours = certified.root, instance.root
+    if theirs.pubkey != ours.pubkey:
+        raise BadCertificate("the container was certified by another instance before")
     if (theirs.attested.pcrs, theirs.env) != (ours.attested.pcrs, ours.env):
         raise BadCertificate(
             "the container was certified by other code than the instance announces"

@@ -30,8 +30,3 @@ async def attestation_for(ctx: Context, nonce: str) -> dict[str, Any] | Refusal:
         "not_after": root.attested.not_after,
         "tee_root": root.event.as_dict(),
     }
-
-
-def tell_attest(result: dict[str, Any]) -> str:
-    """The document is too long for a note: it says where it is."""
-    return f"attested over {result['nonce']}: ask by the encrypted RPC for the document"

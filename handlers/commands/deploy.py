@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.commands.quote import price, resolve
-from handlers.context import Caller, Context
+from handlers.context import Caller, Context, Facts
 from handlers.domain.capacity import NoCapacity, reserve_unpaid
 from handlers.domain.image import ImageRef
 from handlers.domain.lifecycle import State
@@ -12,10 +12,12 @@ from handlers.domain.ports_pool import allocate
 from handlers.domain.pricing import MSAT_PER_SAT, sat_ceil
 from handlers.domain.quote import Quote
 from handlers.errors import Code, Refusal, invalid, restricted, unavailable
-from handlers.invoicing import invoice_result, mint, record
+from handlers.invoicing import invoice_result, mint, to_record
 from handlers.params import ENV, IMAGE, NAME, QUOTE_ID, UPGRADE, integer, param
-from handlers.ports import Minted, Tx
+from handlers.ports import Minted
 from handlers.records import Container, PublishedPort
+from handlers.tables import Tx
+from handlers.transitions import held_units
 from nips.keys import SecretKey
 from nips.nip19 import npub
 
@@ -39,14 +41,14 @@ async def deploy(ctx: Context, caller: Caller, params: DeployParams) -> dict[str
     The wallet is asked before anything is written: an invoice that no row knows was never shown to
     anybody, so a crash in between loses nothing.
     """
-    if ctx.admission.closed_because is not None:
-        return unavailable(f"no new containers now: {ctx.admission.closed_because}")
+    if ctx.alarms.no_containers_because is not None:
+        return unavailable(f"no new containers now: {ctx.alarms.no_containers_because}")
     if caller.public and params.env:
         return restricted("environment variables may be secrets: use the encrypted RPC")
-    refusal = await ctx.store.read(lambda tx: _no_room(tx, ctx, caller, params.units))
+    refusal = await ctx.store.read(_no_room, ctx.facts(), caller, params.units)
     if refusal is not None:
         return refusal
-    quoted = await _quote_for(ctx, params)
+    quoted = await _quote_for(ctx, caller, params)
     if isinstance(quoted, Refusal):
         return quoted
     amount_msat = _first_amount(quoted, params.amount_sat)
@@ -58,12 +60,11 @@ async def deploy(ctx: Context, caller: Caller, params: DeployParams) -> dict[str
     minted = await mint(ctx, key.pubkey, wallet, amount_msat, description)
     if isinstance(minted, Refusal):
         return minted
-    refusal = await ctx.store.write(
-        lambda tx: _write(tx, ctx, caller, params, quoted, key, wallet, minted)
-    )
+    row = _row(ctx.clock.now(), caller, params, quoted, key, wallet)
+    refusal = await ctx.store.write(_write, ctx.facts(), caller, row, minted)
     if refusal is not None:
         return refusal
-    ctx.wake.announce()
+    ctx.nudge.announce()
     return {
         "pubkey": key.pubkey,
         "npub": npub(key.pubkey),
@@ -80,12 +81,15 @@ def tell_deploy(result: dict[str, Any]) -> str:
     )
 
 
-def _no_room(tx: Tx, ctx: Context, caller: Caller, units: int) -> Refusal | None:
+def _no_room(tx: Tx, facts: Facts, caller: Caller, units: int) -> Refusal | None:
+    policy = facts.policy
+    unpaid = tx.containers.count_unpaid_of(caller.pubkey, facts.now - policy.invoice_valid_s)
     problem = reserve_unpaid(
-        ctx.policy.capacity,
-        held_units=tx.held_units(),
-        waiting_units=tx.waiting_units(),
-        waiting_of_caller=tx.waiting_of(caller.pubkey),
+        policy.capacity,
+        held_units=held_units(tx),
+        waiting_units=tx.containers.count([State.WAITING]).units,
+        unpaid_of_caller=unpaid.containers,
+        unpaid_units_of_caller=unpaid.units,
         units=units,
     )
     return capacity_refusal(problem) if problem is not None else None
@@ -97,12 +101,12 @@ def capacity_refusal(problem: NoCapacity) -> Refusal:
     return Refusal(Code(word), text)
 
 
-async def _quote_for(ctx: Context, params: DeployParams) -> Quote | Refusal:
+async def _quote_for(ctx: Context, caller: Caller, params: DeployParams) -> Quote | Refusal:
     if params.quote_id is None:
         found = await resolve(ctx, params.docker, params.units)
         return found if isinstance(found, Refusal) else price(ctx, found, params.units)
     quote_id = params.quote_id
-    kept = await ctx.store.read(lambda tx: tx.quote(quote_id))
+    kept = await ctx.store.read(lambda tx: tx.quotes.find(quote_id))
     if kept is None or not kept.is_valid_for(str(params.docker), params.units, ctx.clock.now()):
         return invalid("that quote does not exist, has expired, or is for another image or size")
     return kept
@@ -119,43 +123,38 @@ def _first_amount(quoted: Quote, amount_sat: int | None) -> int | Refusal:
     return amount_sat * MSAT_PER_SAT
 
 
-def _write(
-    tx: Tx,
-    ctx: Context,
-    caller: Caller,
-    params: DeployParams,
-    quoted: Quote,
-    key: SecretKey,
-    wallet: str,
-    minted: Minted,
-) -> Refusal | None:
+def _row(
+    now: int, caller: Caller, params: DeployParams, quoted: Quote, key: SecretKey, wallet: str
+) -> Container:
+    return Container(
+        pubkey=key.pubkey,
+        secret=key.reveal_secret(),
+        admin=caller.pubkey,
+        name=params.name or params.docker.repository.rpartition("/")[2][:31],
+        asked_for=str(params.docker),
+        image=quoted.image,
+        units=params.units,
+        tariff=quoted.tariff,
+        state=State.WAITING,
+        state_since=now,
+        created_at=now,
+        env=params.env or {},
+        volumes=quoted.volumes,
+        exposed=quoted.ports,
+        upgrade=params.upgrade,
+        wallet=wallet,
+    )
+
+
+def _write(tx: Tx, facts: Facts, caller: Caller, row: Container, minted: Minted) -> Refusal | None:
     # Checked again in the transaction that takes the units: others may have been quicker.
-    refusal = _no_room(tx, ctx, caller, params.units)
+    refusal = _no_room(tx, facts, caller, row.units)
     if refusal is not None:
         return refusal
-    host_ports = allocate(ctx.policy.ports, tx.taken_ports(), len(quoted.ports))
+    host_ports = allocate(facts.policy.ports, tx.ports.taken(), len(row.exposed))
     if host_ports is None:
         return unavailable("no ports are free")
-    now = ctx.clock.now()
-    tx.add_container(
-        Container(
-            key=key,
-            admin=caller.pubkey,
-            name=params.name or params.docker.repository.rpartition("/")[2][:31],
-            asked_for=str(params.docker),
-            image=quoted.image,
-            units=params.units,
-            tariff=quoted.tariff,
-            state=State.WAITING,
-            state_since=now,
-            created_at=now,
-            env=params.env or {},
-            volumes=quoted.volumes,
-            exposed=quoted.ports,
-            ports=tuple(map(PublishedPort, host_ports, quoted.ports)),
-            upgrade=params.upgrade,
-            wallet=wallet,
-        )
-    )
-    record(tx, minted, key.pubkey, wallet, now)
+    tx.containers.add(row)
+    tx.ports.take(row.pubkey, tuple(map(PublishedPort, host_ports, row.exposed)))
+    tx.invoices.add(to_record(minted, row.pubkey, row.wallet, facts.now))
     return None

@@ -10,7 +10,6 @@ from handlers.domain.limits import limits_for
 from handlers.errors import Refusal
 from handlers.owned import owned
 from handlers.params import PUBKEY, param
-from handlers.ports import Tx
 from handlers.records import Container
 
 
@@ -23,16 +22,17 @@ class InfoParams:
 
 async def info(ctx: Context, caller: Caller, params: InfoParams) -> dict[str, Any] | Refusal:
     """Names of environment variables are told, their values never."""
-    return await ctx.store.read(lambda tx: _info(tx, ctx, caller, params.pubkey))
-
-
-def _info(tx: Tx, ctx: Context, caller: Caller, pubkey: str) -> dict[str, Any] | Refusal:
-    row = owned(tx, caller, pubkey)
+    row = await ctx.store.read(owned, caller, params.pubkey)
     if isinstance(row, Refusal):
         return row
+    account = container_account(row.pubkey)
+    return _info(ctx, row, await ctx.store.read(lambda tx: tx.ledger.balance(account)))
+
+
+def _info(ctx: Context, row: Container, balance_msat: int) -> dict[str, Any]:
     limits = limits_for(row.units, ctx.policy.unit_size)
     return {
-        "pubkey": pubkey,
+        "pubkey": row.pubkey,
         "name": row.name,
         "state": wire_state(row.state),
         "detail": row.state.value,
@@ -41,7 +41,7 @@ def _info(tx: Tx, ctx: Context, caller: Caller, pubkey: str) -> dict[str, Any] |
         "image": row.image,
         "asked_for": row.asked_for,
         "units": row.units,
-        "balance_msat": tx.balance(container_account(pubkey)),
+        "balance_msat": balance_msat,
         "price_msat_per_unit": row.tariff.price_msat,
         "interval_s": row.tariff.interval_s,
         "generation": row.generation,
@@ -56,6 +56,6 @@ def _info(tx: Tx, ctx: Context, caller: Caller, pubkey: str) -> dict[str, Any] |
 def endpoints(ctx: Context, row: Container) -> list[str]:
     """Where the published ports open: ``tcp://host:port``."""
     return [
-        f"{port.container_port.partition('/')[2] or 'tcp'}://{ctx.places.app_host}:{port.host_port}"
+        f"{port.container_port.partition('/')[2] or 'tcp'}://{ctx.presence.app_host}:{port.host_port}"
         for port in row.ports
     ]

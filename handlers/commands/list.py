@@ -7,7 +7,7 @@ from handlers.context import Caller, Context
 from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import State, wire_state
 from handlers.domain.pricing import sat_floor
-from handlers.ports import Tx
+from handlers.tables import Tx
 
 MAX_LISTED = 100
 
@@ -19,13 +19,13 @@ class ListParams:
 
 async def list_containers(ctx: Context, caller: Caller, params: ListParams) -> dict[str, Any]:
     """The newest first. A stopped one is listed as long as it has a balance to withdraw."""
-    return await ctx.store.read(lambda tx: {"containers": _rows(tx, caller)})
+    return {"containers": await ctx.store.read(_rows, caller)}
 
 
 def _rows(tx: Tx, caller: Caller) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
-    for row in tx.containers_of(caller.pubkey):
-        balance_sat = sat_floor(tx.balance(container_account(row.pubkey)))
+    for row in tx.containers.list_of(caller.pubkey, MAX_LISTED):
+        balance_sat = sat_floor(tx.ledger.balance(container_account(row.pubkey)))
         if row.state is State.STOPPED and balance_sat == 0:
             continue
         listed.append(
@@ -39,10 +39,4 @@ def _rows(tx: Tx, caller: Caller) -> list[dict[str, Any]]:
                 "balance_sat": balance_sat,
             }
         )
-    return listed[:MAX_LISTED]
-
-
-def tell_list(result: dict[str, Any]) -> str:
-    """One line per container."""
-    lines = [f"{c['name']}: {c['detail']}, {c['balance_sat']} sat" for c in result["containers"]]
-    return "\n".join(lines) or "You have no containers here."
+    return listed

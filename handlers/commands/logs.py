@@ -22,7 +22,7 @@ class LogsParams:
 
 async def logs(ctx: Context, caller: Caller, params: LogsParams) -> dict[str, Any] | Refusal:
     """The newest lines, cut at the front so that they fit into one message."""
-    row = await ctx.store.read(lambda tx: owned(tx, caller, params.pubkey))
+    row = await ctx.store.read(owned, caller, params.pubkey)
     if isinstance(row, Refusal):
         return row
     text = await ctx.engine.logs(params.pubkey, params.lines)

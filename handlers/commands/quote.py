@@ -20,6 +20,7 @@ from handlers.domain.quote import Quote
 from handlers.errors import Refusal, invalid
 from handlers.params import IMAGE, integer, param
 from handlers.ports import ImageProblem, ResolvedImage
+from handlers.transitions import held_units
 
 MAX_VOLUMES = 8
 
@@ -40,8 +41,8 @@ async def quote(ctx: Context, caller: Caller, params: QuoteParams) -> dict[str, 
     made = price(ctx, found, params.units)
     report = await check_release(ctx.events, found)
     now = ctx.clock.now()
-    await ctx.store.write(lambda tx: tx.add_quote(made, now))
-    free = ctx.policy.capacity.total_units - await ctx.store.read(lambda tx: tx.held_units())
+    await ctx.store.write(lambda tx: tx.quotes.add(made, now))
+    free = max(0, ctx.policy.capacity.total_units - await ctx.store.read(held_units))
     result = quote_result(made, limits_for(made.units, ctx.policy.unit_size), free)
     return result | {"release": release_result(report)}
 

@@ -1,16 +1,17 @@
 """``topup``: an invoice for any container; anybody may pay it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from handlers.context import Caller, Context
+from handlers.context import Caller, Context, Facts
 from handlers.domain.pricing import MSAT_PER_SAT
 from handlers.errors import Code, Refusal, invalid
-from handlers.invoicing import invoice_result, mint, record, too_many_open
+from handlers.invoicing import invoice_result, mint, to_record
 from handlers.owned import payable
 from handlers.params import PUBKEY, integer, param
-from handlers.ports import Minted, Tx
-from handlers.records import Container
+from handlers.ports import Minted
+from handlers.records import Container, InvoiceRecord, InvoiceState
+from handlers.tables import Tx
 
 _TOO_MANY = Refusal(
     Code.RATE_LIMITED, "this container has too many unpaid invoices; pay one or wait"
@@ -45,35 +46,57 @@ async def mint_for(
     description_hash: str | None = None,
     zap_request: str | None = None,
 ) -> Minted | Refusal:
-    """An invoice for an existing container; also the LNURL endpoint's way in."""
+    """An invoice for an existing container; also the LNURL endpoint's way in (``caller`` None)."""
     if not ctx.policy.min_topup_msat <= amount_msat <= ctx.policy.max_topup_msat:
         least, most = ctx.policy.min_topup_msat, ctx.policy.max_topup_msat
         return invalid(f"the amount must be {least} to {most} msat")
-    now = ctx.clock.now()
-    row = await ctx.store.read(lambda tx: _may_ask(tx, ctx, caller, pubkey, now))
+    row = await ctx.store.read(_may_ask, ctx.facts(), caller, pubkey)
     if isinstance(row, Refusal):
         return row
     minted = await mint(ctx, pubkey, row.wallet, amount_msat, description, description_hash)
     if isinstance(minted, Refusal):
         return minted
-
-    def write(tx: Tx) -> bool:
-        # Counted again where it counts: others asked meanwhile.
-        if too_many_open(tx, ctx, row, caller, now):
-            return False
-        record(tx, minted, pubkey, row.wallet, now, zap_request)
-        return True
-
-    return minted if await ctx.store.write(write) else _TOO_MANY
+    invoice = to_record(
+        minted, pubkey, row.wallet, ctx.clock.now(), zap_request, anonymous=caller is None
+    )
+    # Counted again where it counts: others asked meanwhile.
+    return minted if await ctx.store.write(_add, ctx.facts(), caller, row, invoice) else _TOO_MANY
 
 
-def _may_ask(
-    tx: Tx, ctx: Context, caller: str | None, pubkey: str, now: int
-) -> Container | Refusal:
+def _may_ask(tx: Tx, facts: Facts, caller: str | None, pubkey: str) -> Container | Refusal:
     row = payable(tx, pubkey)
-    if not isinstance(row, Refusal) and too_many_open(tx, ctx, row, caller, now):
+    if not isinstance(row, Refusal) and _has_too_many(tx, facts, caller, row):
         return _TOO_MANY
     return row
+
+
+def _add(tx: Tx, facts: Facts, caller: str | None, row: Container, invoice: InvoiceRecord) -> bool:
+    if _has_too_many(tx, facts, caller, row):
+        return False
+    if invoice.anonymous:
+        _make_room(tx, facts, row)
+    tx.invoices.add(invoice)
+    return True
+
+
+def _has_too_many(tx: Tx, facts: Facts, caller: str | None, row: Container) -> bool:
+    """Anybody may ask for invoices, so there must be an end to it; the admin always has some left.
+
+    Zaps are never refused for that: twenty callbacks would stop all zaps for as long as invoices live.
+    """
+    if caller is None:
+        return False
+    most = facts.policy.max_open_invoices * (2 if caller == row.admin else 1)
+    open_now = [i for i in tx.invoices.list_open_of(row.pubkey) if i.expires_at > facts.now]
+    return sum(not i.anonymous for i in open_now) >= most
+
+
+def _make_room(tx: Tx, facts: Facts, row: Container) -> None:
+    """Of those that anybody asked for and nobody paid, the oldest are not asked about any more; paid after all, they
+    are credited when the wallet says so by itself."""
+    anonymous = [i for i in tx.invoices.list_open_of(row.pubkey) if i.anonymous]
+    for invoice in anonymous[: max(0, len(anonymous) - facts.policy.max_open_invoices + 1)]:
+        tx.invoices.save(replace(invoice, state=InvoiceState.CLOSED))
 
 
 def tell_topup(result: dict[str, Any]) -> str:

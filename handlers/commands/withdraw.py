@@ -5,20 +5,23 @@ then on the payment is UNKNOWN until the wallet's word is final: it is never sen
 """
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from handlers.context import Caller, Context, Policy
+from handlers.context import Caller, Context, Facts
 from handlers.domain.ledger import container_account, reserve_outgoing
-from handlers.domain.lifecycle import Standing, State
+from handlers.domain.lifecycle import State
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
+from handlers.domain.trial import Progress
 from handlers.duties.charge import charge_now
-from handlers.duties.outgoing import conclude
+from handlers.duties.outgoing import book
 from handlers.errors import Code, Refusal, invalid, unavailable
+from handlers.fees import fee_reserve, most_withdrawable_msat
 from handlers.owned import owned
 from handlers.params import BOLT11, PUBKEY, integer, param
-from handlers.ports import PayStatus, Tx
+from handlers.ports import PayStatus
 from handlers.records import Container, Outgoing
+from handlers.tables import Tx
 from nips.bolt11 import Invoice, decode_invoice_untrusted
 from nips.errors import BadInvoice
 
@@ -42,44 +45,27 @@ async def withdraw(
         invoice = decode_invoice_untrusted(params.invoice)
     except BadInvoice as error:
         return invalid(str(error))
-    amount_msat = _amount(invoice, params.amount_sat, ctx.clock.now())
+    facts = ctx.facts(params.pubkey)
+    amount_msat = _amount(invoice, params.amount_sat, facts.now)
     if isinstance(amount_msat, Refusal):
         return amount_msat
-    reserved = await ctx.store.write(
-        lambda tx: _reserve(tx, ctx, caller, params.pubkey, invoice, amount_msat)
-    )
+    reserved = await ctx.store.write(_reserve, facts, caller, params.pubkey, invoice, amount_msat)
+    ctx.dues.hurry(params.pubkey)
     if isinstance(reserved, Refusal):
         return reserved
     row, outgoing = reserved
     result = await ctx.wallet.pay(outgoing.bolt11, amount_msat, row.wallet_key)
-    await ctx.store.write(
-        lambda tx: conclude(tx, ctx, outgoing.payment_id, result, ctx.clock.now())
-    )
-    ctx.wake.announce()
+    await ctx.store.write(book, ctx.facts(), outgoing.payment_id, result)
+    ctx.nudge.announce()
     match result.status:
         case PayStatus.SETTLED:
             return _result(outgoing, "settled", result.preimage)
-        case PayStatus.FAILED | PayStatus.NOT_FOUND:
+        case PayStatus.FAILED:
             return unavailable(
                 f"the payment failed and nothing was taken: {result.reason or 'no route'}"
             )
-        case PayStatus.UNKNOWN:
+        case PayStatus.PENDING | PayStatus.ABSENT | PayStatus.UNKNOWN:
             return _result(outgoing, "unknown", None)
-
-
-def tell_withdraw(result: dict[str, Any]) -> str:
-    """The outcome in words."""
-    return f"{result['amount_sat']} sat: {result['state']}."
-
-
-def most_withdrawable_msat(policy: Policy, balance_msat: int) -> int:
-    """The largest whole-sat amount whose fee reserve the balance still covers."""
-    amount = (
-        max(0, balance_msat - policy.fee_reserve_min_msat)
-        * 1_000_000
-        // (1_000_000 + policy.fee_reserve_ppm)
-    )
-    return sat_floor(amount) * MSAT_PER_SAT
 
 
 def _amount(invoice: Invoice, amount_sat: int | None, now: int) -> int | Refusal:
@@ -97,29 +83,46 @@ def _amount(invoice: Invoice, amount_sat: int | None, now: int) -> int | Refusal
 
 
 def _reserve(
-    tx: Tx, ctx: Context, caller: Caller, pubkey: str, invoice: Invoice, amount_msat: int
+    tx: Tx, facts: Facts, caller: Caller, pubkey: str, invoice: Invoice, amount_msat: int
 ) -> tuple[Container, Outgoing] | Refusal:
     row = owned(tx, caller, pubkey)
     if isinstance(row, Refusal):
         return row
     # One try per invoice, even after a failure: the wallet's book knows payments by hash only, and an
     # old "failed" read as the end of a new try would pay the money out twice.
-    if tx.outgoing_with_hash(invoice.payment_hash):
+    if tx.outgoing.find_by_hash(invoice.payment_hash) is not None:
         return invalid("that invoice was tried already: make a new one")
-    if tx.invoice(invoice.payment_hash) is not None:
+    if tx.invoices.find(invoice.payment_hash) is not None:
         return invalid("that is an invoice of this instance: it cannot pay itself")
-    run = ctx.engine.runs().get(pubkey)
-    if run is None and row.state is State.DEPLOYED and row.standing is Standing.PROVEN:
+    if _may_run_uncounted(facts, row):
         return unavailable("the container's running time is not known this moment; retry")
     # What ran until now is not the tenant's any more.
-    charge_now(tx, ctx, row, run)
-    now, source = ctx.clock.now(), container_account(pubkey)
-    fee_reserve_msat = ctx.policy.fee_reserve(amount_msat)
-    balance_msat = tx.balance(source)
+    charge_now(tx, facts, row)
+    outgoing = _written_down(tx, facts, row, invoice, amount_msat)
+    if isinstance(outgoing, Refusal):
+        return outgoing
+    row = tx.containers.find(pubkey) or row
+    tx.containers.save(replace(row, taken_out=True))
+    return row, outgoing
+
+
+def _may_run_uncounted(facts: Facts, row: Container) -> bool:
+    proven = row.state is State.DEPLOYED and row.trial.progress is Progress.PROVEN
+    return proven and row.pubkey not in facts.runs
+
+
+def _written_down(
+    tx: Tx, facts: Facts, row: Container, invoice: Invoice, amount_msat: int
+) -> Outgoing | Refusal:
+    """The payment, with its money and what its route may cost taken out of the balance."""
+    source, reserve = container_account(row.pubkey), fee_reserve(tx, facts)
+    fee_reserve_msat, balance_msat = reserve.of(amount_msat), tx.ledger.balance(source)
     if balance_msat < amount_msat + fee_reserve_msat:
-        most = sat_floor(most_withdrawable_msat(ctx.policy, balance_msat))
+        most = sat_floor(most_withdrawable_msat(reserve, balance_msat))
         return Refusal(
-            Code.INSUFFICIENT_BALANCE, f"at most {most} sat can be withdrawn (fees are held back)"
+            Code.INSUFFICIENT_BALANCE,
+            f"at most {most} sat can be withdrawn: what the route may cost is held back, and what it does not "
+            "cost comes back",
         )
     outgoing = Outgoing(
         payment_id=secrets.token_hex(16),
@@ -129,13 +132,14 @@ def _reserve(
         wallet=row.wallet,
         amount_msat=amount_msat,
         fee_reserve_msat=fee_reserve_msat,
-        created_at=now,
+        created_at=facts.now,
         # A wallet that takes the request up late can pay until the invoice expires, and not after.
-        valid_until=max(now + ctx.policy.pay_valid_s, invoice.expires_at),
+        valid_until=max(facts.now + facts.policy.pay_valid_s, invoice.expires_at),
     )
-    tx.add_outgoing(outgoing)
-    tx.post(reserve_outgoing(outgoing.payment_id, source, amount_msat, fee_reserve_msat), now)
-    return row, outgoing
+    tx.outgoing.save(outgoing)
+    entry = reserve_outgoing(outgoing.payment_id, source, amount_msat, fee_reserve_msat)
+    tx.ledger.post(entry, facts.now)
+    return outgoing
 
 
 def _result(outgoing: Outgoing, state: str, preimage: str | None) -> dict[str, Any]:

@@ -10,7 +10,10 @@ class Capacity:
 
     total_units: int = 100
     max_units_per_container: int = 50
+    # One key may hold so many unpaid containers, with so many units in all, within an invoice's life: also
+    # those that it let go again.
     max_waiting_per_caller: int = 3
+    max_waiting_units_per_caller: int = 50
     # Unpaid containers together may hold this share of all units.
     max_waiting_percent: int = 50
 
@@ -30,10 +33,18 @@ def reserve(capacity: Capacity, *, held_units: int, units: int) -> NoCapacity | 
 
 
 def reserve_unpaid(
-    capacity: Capacity, *, held_units: int, waiting_units: int, waiting_of_caller: int, units: int
+    capacity: Capacity,
+    *,
+    held_units: int,
+    waiting_units: int,
+    unpaid_of_caller: int,
+    unpaid_units_of_caller: int,
+    units: int,
 ) -> NoCapacity | None:
-    """As `reserve`, for a place that is not paid yet: a few per caller, and a share of all in total."""
-    if waiting_of_caller >= capacity.max_waiting_per_caller:
+    """As `reserve`, for a place that is not paid yet: a little per caller, and a share of all in total."""
+    if unpaid_of_caller >= capacity.max_waiting_per_caller:
+        return NoCapacity.TOO_MANY_WAITING
+    if unpaid_units_of_caller + units > capacity.max_waiting_units_per_caller:
         return NoCapacity.TOO_MANY_WAITING
     if (waiting_units + units) * 100 > capacity.total_units * capacity.max_waiting_percent:
         return NoCapacity.UNPAID_FULL

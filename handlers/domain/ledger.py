@@ -99,6 +99,17 @@ def release_outgoing(
     return _entry(f"outgoing:{payment_id}", {outgoing_account(payment_id): -held, source: held})
 
 
+def settled_after_all(
+    payment_id: str, source: str, wallet: str, paid_msat: int, source_balance_msat: int
+) -> Entry:
+    """A payment that was given back as failed was made after all. What the source no longer has is our loss."""
+    from_source = min(paid_msat, source_balance_msat)
+    return _entry(
+        f"after-all:{payment_id}",
+        {source: -from_source, REVENUE: from_source - paid_msat, wallet: paid_msat},
+    )
+
+
 def transfer(
     payment_id: str, from_wallet: str, to_wallet: str, amount_msat: int, fees_msat: int
 ) -> Entry:

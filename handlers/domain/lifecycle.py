@@ -6,7 +6,7 @@ state       meaning                                                     holds un
 WAITING     deployed but not paid yet                                   yes          waiting
 DEPLOYED    paid; must run                                              yes          deployed
 PAUSED      the balance ran out; stopped, data kept, place kept         yes          paused
-SHELVED     paused for long; data kept, place given back                no           paused
+SHELVED     paused for long, or its balance was withdrawn; data kept    no           paused
 EXPIRED     the first invoice was never paid in time                    no           paused
 FAILED      the image cannot be run; nothing was charged for it         no           paused
 STOPPED     deleted on its admin's order, or after too long a pause     no           paused
@@ -36,19 +36,12 @@ class Happening(Enum):
     PAID = "paid"  # the balance now covers running
     INVOICE_EXPIRED = "invoice expired"
     BALANCE_OUT = "balance out"
+    BALANCE_TAKEN = "balance taken out"
     CANNOT_RUN = "cannot run"
     RESTART_ASKED = "restart asked"
     STOP_CONFIRMED = "stop confirmed"
     GRACE_OVER = "grace over"
     RETENTION_OVER = "retention over"
-
-
-class Standing(Enum):
-    """Whether a container that must run has shown that it can."""
-
-    DUE = "due"  # to be started; what the engine has of it is from before
-    STARTED = "started"  # started, not yet up for long enough to be charged
-    PROVEN = "proven"  # it stayed up
 
 
 S, H = State, Happening
@@ -59,6 +52,8 @@ TABLE: dict[tuple[State, Happening], State] = {
     (S.WAITING, H.INVOICE_EXPIRED): S.EXPIRED,
     (S.WAITING, H.STOP_CONFIRMED): S.STOPPED,
     (S.DEPLOYED, H.BALANCE_OUT): S.PAUSED,
+    (S.DEPLOYED, H.BALANCE_TAKEN): S.SHELVED,
+    (S.PAUSED, H.BALANCE_TAKEN): S.SHELVED,
     (S.DEPLOYED, H.CANNOT_RUN): S.FAILED,
     (S.DEPLOYED, H.RESTART_ASKED): S.DEPLOYED,
     (S.DEPLOYED, H.STOP_CONFIRMED): S.STOPPED,

@@ -48,6 +48,7 @@ class Account:
     balance_msat: int
     meter: Meter | None
     low_noticed: bool
+    charged_from_start: bool = False  # else a run that does not stay up costs nothing
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Rhythm:
     charge_every_ms: int = 60_000
     low_balance_ms: int = 600_000
     stays_up_ms: int = 3_000
+    # A run of that length makes the crashes before it be forgotten.
+    steady_ms: int = 60_000
 
 
 class Next(Enum):
@@ -81,11 +84,12 @@ class Due:
 def due(account: Account, run: Run, now_ms: int, rhythm: Rhythm) -> Due | None:
     """What to charge now, or None when nothing needs to be written yet.
 
-    A run that has not stayed up for ``stays_up_ms`` costs nothing (yet): an image that dies at once
-    is never charged. Afterwards it is charged from its start. When the balance cannot cover what ran
+    A run that has not stayed up for ``stays_up_ms`` costs nothing (yet), unless it is charged from its start:
+    an image that never works is never charged. Afterwards it is charged from its start. When the balance cannot cover what ran
     (we were late), it is charged as far as it reaches: below zero is our loss.
     """
-    if now_ms - run.started_ms < rhythm.stays_up_ms or _is_past(account.meter, run):
+    young = now_ms - run.started_ms < rhythm.stays_up_ms
+    if (young and not account.charged_from_start) or _is_past(account.meter, run):
         return None
     from_ms, remainder = _position(account.meter, run)
     affordable_ms = account.tariff.affordable_ms(account.units, account.balance_msat, remainder)
@@ -100,6 +104,21 @@ def due(account: Account, run: Run, now_ms: int, rhythm: Rhythm) -> Due | None:
         return None
     meter = Meter(run.boot_id, run.start_tick, max(from_ms, now_ms), left)
     return Due(from_ms, amount_msat, meter, then)
+
+
+def look_again_ms(account: Account, run: Run, rhythm: Rhythm) -> int:
+    """The boot time before which `due` has nothing to say of this run, whatever the clock shows."""
+    from_ms, remainder = _position(account.meter, run)
+    proven_ms = run.started_ms + rhythm.stays_up_ms
+    if not _follows(account.meter, run):
+        return run.started_ms if account.charged_from_start else proven_ms
+    end_ms = from_ms + account.tariff.affordable_ms(account.units, account.balance_msat, remainder)
+    moments = [from_ms + rhythm.charge_every_ms, end_ms - rhythm.tick_ms]
+    if not account.low_noticed:
+        moments.append(end_ms - rhythm.low_balance_ms)
+    if from_ms < proven_ms:
+        moments.append(proven_ms)
+    return min(moments)
 
 
 def _position(meter: Meter | None, run: Run) -> tuple[int, int]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from handlers.domain.lifecycle import Standing, State
+from handlers.domain.lifecycle import State
+from handlers.domain.trial import Progress
 
 
 class Live(Enum):
@@ -13,17 +14,17 @@ class Live(Enum):
     RUNNING = "running"
     EXITED = "exited"
     CREATED = "created"  # made but never started: we crashed in between
-    RESTARTING = "restarting"
     REMAINS = "remains"  # only volumes or a network are left
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the store says."""
+    """What the store says. ``may_start``: its time to be tried again has come."""
 
     state: State
     generation: int
-    standing: Standing
+    progress: Progress
+    may_start: bool = True
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Found:
 
     live: Live
     generation: int
-    restarts: int = 0
 
 
 class Do(Enum):
@@ -42,11 +42,7 @@ class Do(Enum):
     RECREATE = "recreate"  # remove the container, keep its volumes, start anew
     HALT = "halt"  # stop, keep container and volumes
     REMOVE = "remove"  # remove container, volumes and network
-    GIVE_UP = "give up"  # it does not stay up: tell the store
-
-
-# Docker restarts a failing container this often before we look.
-MAX_RESTARTS = 3
+    NOTE_END = "note its end"  # it ended by itself: tell the store, which decides what follows
 
 
 def plan(wanted: Mapping[str, Wanted], found: Mapping[str, Found]) -> dict[str, Do]:
@@ -71,21 +67,15 @@ def _action(want: Wanted, have: Found | None) -> Do | None:
 
 
 def _must_run(want: Wanted, have: Found | None) -> Do | None:
+    start = Do.START if want.may_start else None
     if have is None or have.live is Live.REMAINS:
-        return Do.START
+        return start
     if have.generation != want.generation:
         return Do.RECREATE
     match have.live:
         case Live.RUNNING:
             return None
-        case Live.CREATED | Live.REMAINS:
-            return Do.START
+        case Live.CREATED:
+            return start
         case Live.EXITED:
-            # One that stayed up before gets another run, which must show it again.
-            return Do.GIVE_UP if want.standing is Standing.STARTED else Do.START
-        case Live.RESTARTING:
-            return (
-                Do.GIVE_UP
-                if have.restarts >= MAX_RESTARTS and want.standing is not Standing.PROVEN
-                else None
-            )
+            return start if want.progress is Progress.DUE else Do.NOTE_END

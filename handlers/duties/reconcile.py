@@ -5,19 +5,33 @@ and after any crash: the next survey sees what is really there.
 """
 
 from dataclasses import replace
+from functools import partial
 
 from handlers.certify import container_token
-from handlers.context import Context
-from handlers.domain.lifecycle import Happening, Standing, State
+from handlers.context import Context, Facts
+from handlers.domain.lifecycle import Happening, State
 from handlers.domain.limits import limits_for
 from handlers.domain.plan import Do, Wanted, plan
-from handlers.duties.charge import charge_now
-from handlers.ports import CannotStart, ContainerSpec, Tx
+from handlers.domain.trial import LONGEST_WAIT_S, TELL_AT, Progress, ended, started
+from handlers.ports import CannotStart, ContainerSpec
 from handlers.records import Container
-from handlers.transitions import advance
+from handlers.tables import Tx
+from handlers.transitions import advance, save_changed, tell_admin
 
 # What is stopped is simply not wanted: the engine's part of it is a stray.
-_STANDING = [state for state in State if state is not State.STOPPED]
+_WANTED = [state for state in State if state is not State.STOPPED]
+
+
+async def reconcile(ctx: Context) -> None:
+    """Survey, and begin what is to be done with each container that nothing is done with already."""
+    for pubkey, do in (await survey(ctx)).items():
+        await ctx.tasks.begin(do.value, pubkey, partial(_carry_out_until_done, ctx, pubkey, do))
+
+
+async def _carry_out_until_done(ctx: Context, pubkey: str, do: Do) -> None:
+    if await carry_out(ctx, pubkey, do):
+        # What was put off because this container was busy may be due now.
+        ctx.nudge.reconcile()
 
 
 async def survey(ctx: Context) -> dict[str, Do]:
@@ -25,15 +39,22 @@ async def survey(ctx: Context) -> dict[str, Do]:
     # The engine is asked first: a container that is added in between is simply not there yet, while
     # the other order could take a freshly started one for a stray.
     found = await ctx.engine.found()
-    wanted = await ctx.store.read(_wanted)
+    wanted = await ctx.store.read(_wanted, ctx.clock.now())
     return plan(wanted, found)
 
 
-def _wanted(tx: Tx) -> dict[str, Wanted]:
+def _wanted(tx: Tx, now: int) -> dict[str, Wanted]:
     return {
-        row.pubkey: Wanted(row.state, row.generation, row.standing)
-        for row in tx.containers(_STANDING)
+        row.pubkey: Wanted(
+            row.state, row.generation, row.trial.progress, may_start=_may_start(row, now)
+        )
+        for row in tx.containers.list_in(_WANTED)
     }
+
+
+def _may_start(row: Container, now: int) -> bool:
+    # A time in a distant future was set by a clock that has been corrected since.
+    return not now < row.trial.retry_at <= now + LONGEST_WAIT_S
 
 
 async def carry_out(ctx: Context, pubkey: str, do: Do) -> bool:
@@ -42,50 +63,49 @@ async def carry_out(ctx: Context, pubkey: str, do: Do) -> bool:
         case Do.START:
             return await _start(ctx, pubkey)
         case Do.RECREATE:
-            await _settle_up(ctx, pubkey)
+            await ctx.engine.halt(pubkey, ctx.policy.restart_grace_s)
             await ctx.engine.remove(pubkey, keep_volumes=True)
             return await _start(ctx, pubkey)
         case Do.HALT:
-            await ctx.engine.halt(pubkey)
+            await ctx.engine.halt(pubkey, ctx.policy.pause_grace_s)
         case Do.REMOVE:
             await ctx.engine.remove(pubkey, keep_volumes=False)
-        case Do.GIVE_UP:
-            await _give_up_on_exit(ctx, pubkey)
+        case Do.NOTE_END:
+            await _note_end(ctx, pubkey)
     return True
 
 
 async def _start(ctx: Context, pubkey: str) -> bool:
-    row = await ctx.store.write(lambda tx: _owe_start(tx, pubkey, ctx.clock.now()))
+    row = await ctx.store.write(_owe_start, pubkey, ctx.clock.now())
     if row is None:
         return True
     problem = await ctx.engine.start(_spec(ctx, row))
     if problem is not None:
         return await _cannot_start(ctx, row, problem)
-    generation = row.generation
-    if not await ctx.store.write(lambda tx: _started(tx, pubkey, generation)):
+    if not await ctx.store.write(_started, pubkey, row.generation):
         # The admin stopped it, or its balance ran out, while it was being pulled.
-        ctx.wake.reconcile()
-    ctx.wake.announce()
+        ctx.nudge.reconcile()
+    ctx.nudge.announce()
     return True
 
 
 def _owe_start(tx: Tx, pubkey: str, now: int) -> Container | None:
     """The row, if it must run; a start that was not owed before is owed from now on."""
-    row = tx.container(pubkey)
+    row = tx.containers.find(pubkey)
     if row is None or row.state is not State.DEPLOYED:
         return None
-    if row.standing is not Standing.DUE:
-        row = replace(row, standing=Standing.DUE, owed_since=now)
-        tx.save_container(row)
+    if row.trial.progress is not Progress.DUE:
+        row = replace(row, trial=replace(row.trial, progress=Progress.DUE), owed_since=now)
+        tx.containers.save(row)
     return row
 
 
 def _started(tx: Tx, pubkey: str, generation: int) -> bool:
     """Note that it was started; False when that is not wanted any more."""
-    row = tx.container(pubkey)
+    row = tx.containers.find(pubkey)
     if row is None or row.state is not State.DEPLOYED or row.generation != generation:
         return False
-    tx.save_container(replace(row, standing=Standing.STARTED, dirty=True))
+    save_changed(tx, replace(row, trial=started(row.trial)))
     return True
 
 
@@ -93,46 +113,46 @@ async def _cannot_start(ctx: Context, row: Container, problem: CannotStart) -> b
     late = ctx.clock.now() - row.owed_since > ctx.policy.start_deadline_s
     if not problem.permanent and not late:
         return False
-    await _give_up(ctx, row.pubkey, row.generation, problem.reason)
+    await ctx.store.write(_give_up, ctx.facts(), row.pubkey, row.generation, problem.reason)
+    ctx.nudge.announce()
+    ctx.nudge.outbox()
     return True
 
 
-async def _give_up_on_exit(ctx: Context, pubkey: str) -> None:
-    row = await ctx.store.read(lambda tx: tx.container(pubkey))
-    if row is not None:
-        await _give_up(ctx, pubkey, row.generation, await ctx.engine.exit_reason(pubkey))
+def _give_up(tx: Tx, facts: Facts, pubkey: str, generation: int, reason: str) -> None:
+    row = tx.containers.find(pubkey)
+    # One that was restarted meanwhile is another try.
+    if row is not None and row.generation == generation:
+        advance(tx, facts, row, Happening.CANNOT_RUN, reason[:300])
 
 
-async def _give_up(ctx: Context, pubkey: str, generation: int, reason: str) -> None:
-    def write(tx: Tx) -> None:
-        row = tx.container(pubkey)
-        # One that was restarted meanwhile is another try.
-        if row is not None and row.generation == generation:
-            advance(tx, ctx, row, Happening.CANNOT_RUN, ctx.clock.now(), reason[:300])
-
-    await ctx.store.write(write)
-    ctx.wake.reconcile()
-    ctx.wake.announce()
-    ctx.wake.outbox()
+async def _note_end(ctx: Context, pubkey: str) -> None:
+    """It ended by itself: try again, later each time; give up when it is hopeless."""
+    reason = await ctx.engine.exit_reason(pubkey)
+    await ctx.store.write(_ended, ctx.facts(), pubkey, reason)
+    ctx.nudge.announce()
+    ctx.nudge.outbox()
 
 
-async def _settle_up(ctx: Context, pubkey: str) -> None:
-    """Charge the run that we are about to end."""
-    run = ctx.engine.runs().get(pubkey)
-
-    def write(tx: Tx) -> None:
-        row = tx.container(pubkey)
-        if row is not None and row.state is State.DEPLOYED:
-            charge_now(tx, ctx, row, run)
-
-    await ctx.store.write(write)
+def _ended(tx: Tx, facts: Facts, pubkey: str, reason: str) -> None:
+    row = tx.containers.find(pubkey)
+    if row is None or row.state is not State.DEPLOYED or row.trial.progress is Progress.DUE:
+        return
+    row = replace(row, trial=ended(row.trial, facts.now), owed_since=facts.now)
+    tx.containers.save(row)
+    if row.trial.is_hopeless:
+        advance(tx, facts, row, Happening.CANNOT_RUN, reason)
+    elif row.trial.crashes == TELL_AT:
+        wait_s = row.trial.retry_at - facts.now
+        text = f"keeps ending by itself ({reason}). It is started again in {wait_s} s, then later each time."
+        tell_admin(tx, facts, row, text)
 
 
 def _environment(ctx: Context, row: Container) -> dict[str, str]:
     """What a container is told of where it runs, and how it reaches us from inside."""
     told = {"ENCLAVED": ctx.env.value}
-    if ctx.places.container_endpoint is not None:
-        told["ENCLAVED_ENDPOINT"] = ctx.places.container_endpoint
+    if ctx.presence.container_endpoint is not None:
+        told["ENCLAVED_ENDPOINT"] = ctx.presence.container_endpoint
         told["ENCLAVED_TOKEN"] = container_token(ctx, row.pubkey, row.generation)
     return told
 

@@ -1,55 +1,70 @@
-"""What time alone brings about: unpaid places expire, long pauses give theirs back, old data goes."""
+"""What time alone brings about: unpaid places expire, long pauses give theirs back, old data goes, and what is over
+leaves the books that are read all the time."""
 
-from handlers.context import Context
+from handlers.context import Context, Facts
 from handlers.domain.lifecycle import Happening, State
-from handlers.ports import Tx
 from handlers.records import Container
+from handlers.tables import Tx
 from handlers.transitions import advance
 
 KEEP_CLOSED_S = 30 * 24 * 3600
 # When the wallet stays silent for so long, a place is given back all the same.
 PATIENCE_S = 3_600
+ARCHIVED_AT_ONCE = 200
+_TIMED = [State.WAITING, State.PAUSED, State.SHELVED, State.EXPIRED, State.FAILED]
 
 
 async def upkeep(ctx: Context) -> None:
     """Move every container whose time has come."""
-    if await ctx.store.write(lambda tx: _move_all(tx, ctx)):
-        ctx.wake.reconcile()
-        ctx.wake.announce()
-        ctx.wake.outbox()
+    if await ctx.store.write(_move_all, ctx.facts()):
+        ctx.nudge.reconcile()
+        ctx.nudge.announce()
+        ctx.nudge.outbox()
 
 
-def _move_all(tx: Tx, ctx: Context) -> int:
-    now = ctx.clock.now()
-    tx.prune_invoices(now - KEEP_CLOSED_S)
+async def archive(ctx: Context) -> None:
+    """Take out what is over. What it left in the ledger stays there for good."""
+    await ctx.store.write(_archive, ctx.facts())
+
+
+def _archive(tx: Tx, facts: Facts) -> int:
+    tx.invoices.prune(facts.now - KEEP_CLOSED_S)
+    return tx.containers.archive(facts.now - facts.policy.archive_after_s, ARCHIVED_AT_ONCE)
+
+
+def _move_all(tx: Tx, facts: Facts) -> int:
     moved = 0
-    for row in tx.containers(
-        [State.WAITING, State.PAUSED, State.SHELVED, State.EXPIRED, State.FAILED]
-    ):
-        happening = _happening(tx, ctx, row, now)
-        if happening is not None and advance(tx, ctx, row, happening, now, row.reason) is not None:
+    for row in tx.containers.list_in(_TIMED):
+        happening = _happening(tx, facts, row)
+        if happening is not None and advance(tx, facts, row, happening, row.reason) is not None:
             moved += 1
     return moved
 
 
-def _happening(tx: Tx, ctx: Context, row: Container, now: int) -> Happening | None:
-    since_s = now - row.state_since
+def _happening(tx: Tx, facts: Facts, row: Container) -> Happening | None:
+    since_s, policy = facts.now - row.state_since, facts.policy
     match row.state:
         case State.WAITING:
-            over = since_s > ctx.policy.invoice_valid_s and _is_unpaid(tx, row, now)
+            over = since_s > policy.invoice_valid_s and _is_unpaid(tx, facts, row)
             return Happening.INVOICE_EXPIRED if over else None
         case State.PAUSED:
-            return Happening.GRACE_OVER if since_s > ctx.policy.grace_s else None
+            return Happening.GRACE_OVER if since_s > policy.grace_s else None
         case State.EXPIRED:
             # Nothing ever ran, so there is no data; only a late payment is waited for.
-            return Happening.RETENTION_OVER if since_s > ctx.policy.late_payment_s else None
+            return Happening.RETENTION_OVER if since_s > policy.unpaid_kept_s else None
         case State.SHELVED | State.FAILED:
-            return Happening.RETENTION_OVER if since_s > ctx.policy.retention_s else None
+            return Happening.RETENTION_OVER if since_s > policy.retention_s else None
         case State.DEPLOYED | State.STOPPED:
             return None
 
 
-def _is_unpaid(tx: Tx, row: Container, now: int) -> bool:
-    """Whether the wallet said so after the invoices expired: we may have been away when they were paid."""
-    open_ones = tx.invoices_of(row.pubkey)
-    return all(i.answered_at >= i.expires_at or now > i.expires_at + PATIENCE_S for i in open_ones)
+def _is_unpaid(tx: Tx, facts: Facts, row: Container) -> bool:
+    """Whether the wallet said so after the invoice expired: we may have been away when it was paid.
+
+    The first invoice alone counts: asking for others must not keep an unpaid place for ever.
+    """
+    first = next(iter(tx.invoices.list_open_of(row.pubkey)), None)
+    if first is None or first.created_at > row.created_at + facts.policy.invoice_valid_s:
+        return True
+    silent = facts.now > first.expires_at + PATIENCE_S
+    return first.answered_at >= first.expires_at or silent

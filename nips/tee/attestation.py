@@ -9,7 +9,7 @@ The threats, each with its rule:
 - A forger brings a chain of his own: the first certificate must *be* the anchor, byte for byte.
 - Other products are signed under the same root (NitroTPM): unknown fields and other module ids end it.
 - A debug enclave, readable by its host, gets honest documents with zero PCRs: `Pcrs.is_debug`.
-- An old document is replayed: everything is valid only at ``now``, and a nonce can be demanded.
+- An old document is replayed: everything must hold at ``now`` (`lifetime`), and a nonce can be demanded.
 - ECDSA is malleable: a hash of a document is no identity, so none is offered.
 """
 
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from nips.errors import BadAttestation, BadCbor
 from nips.tee import cbor
 from nips.tee.anchor import Anchor
+from nips.tee.lifetime import check_begun
 from nips.tee.nitro_chain import Chain, ChainVerifier
 
 MAX_DOCUMENT_BYTES = 16_640
@@ -31,8 +32,6 @@ MAX_PAYLOAD_BYTES = 16_384
 MAX_CERTIFICATE_BYTES, MAX_CABUNDLE = 1_024, 8
 MAX_FIELD_BYTES = 1_024
 PCR_BYTES, PCR_COUNT = 48, 32
-# How far a document's own clock may run ahead of ours.
-CLOCK_SKEW_S = 300
 _COSE_SIGN1_TAG, _ARRAY_OF_FOUR = 0xD2, b"\x84"
 _ES384 = {1: -35}
 _REQUIRED = frozenset({"module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"})
@@ -167,8 +166,7 @@ def _check_signature(chain: Chain, cose: CoseSign1) -> None:
 def _check_time(chain: Chain, document: Document, now: int) -> None:
     if not chain.not_before <= document.timestamp_s <= chain.not_after:
         raise BadAttestation("the document's time is outside its certificates' validity")
-    if document.timestamp_s > now + CLOCK_SKEW_S:
-        raise BadAttestation("the document is from the future")
+    check_begun("the document", document.timestamp_s, now, BadAttestation)
 
 
 def decode_document_untrusted(raw: bytes) -> tuple[CoseSign1, Document]:

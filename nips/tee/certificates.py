@@ -22,10 +22,10 @@ from nips.event import (
 from nips.keys import SecretKey
 from nips.nip40 import expiration_of, is_expired
 from nips.tee.attestation import Verifier
+from nips.tee.lifetime import CLOCK_SKEW_S, check_begun
 from nips.tee.nec01 import Root, verify_root
 
 LIFETIME_S = 3 * 3600
-CLOCK_SKEW_S = 300
 _IMAGE = re.compile(r"docker://[A-Za-z0-9._:/-]{1,400}@sha256:[0-9a-f]{64}")
 
 
@@ -105,8 +105,7 @@ def verify_certificate(event: Event, now: int) -> Certificate:
     expiration = expiration_of(event)
     if expiration is None or expiration <= now:
         raise BadCertificate("a certificate has expired, or never says when it does")
-    if event.created_at > now + CLOCK_SKEW_S:
-        raise BadCertificate("a certificate is from the future")
+    check_begun("a certificate", event.created_at, now, BadCertificate)
     if expiration > event.created_at + LIFETIME_S + CLOCK_SKEW_S:
         raise BadCertificate("a certificate claims to live for more than three hours")
     role = _role(subjects[0][2])
@@ -139,8 +138,7 @@ def verify_certified(event: Event, verifier: Verifier, now: int) -> Certified:
 def check_is_current(event: Event, now: int) -> None:
     """Authentic, not from the future, not expired by its own word. Raises `BadInput`."""
     verify_event(event)
-    if event.created_at > now + CLOCK_SKEW_S:
-        raise BadCertificate("the event is from the future")
+    check_begun("the event", event.created_at, now, BadCertificate)
     if is_expired(event, now):
         raise BadCertificate("the event has expired")
 

@@ -5,7 +5,6 @@ event's pubkey, and the event's signature shows that the key is at home in the e
 """
 
 import base64
-import binascii
 from dataclasses import dataclass
 
 from nips import kinds
@@ -67,7 +66,7 @@ def document_of(content: str) -> bytes:
         raise BadAttestation(f"the document is not of 1 to {MAX_BASE64} base64 digits")
     try:
         return base64.b64decode(content, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii's own, and that of text which is not ASCII
         raise BadAttestation("the document is not base64") from error
 
 

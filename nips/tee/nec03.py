@@ -21,6 +21,7 @@ from nips.event import Event, VerifiedEvent, sign_event, verify_event
 from nips.keys import SecretKey
 from nips.nip19 import npub
 from nips.tee.attestation import Pcrs
+from nips.tee.lifetime import check_begun, check_not_over
 
 MAX_CERTIFICATE_TEXT = 8_192
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
@@ -102,9 +103,10 @@ def _check_builder_certificate(certificate: x509.Certificate, pubkey: str, now: 
     if certificate.issuer != certificate.subject:
         raise BadCertificate("the builder's certificate is not self-signed")
     key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(hashes.SHA384()))
+    what = "the builder's certificate"
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if not begins.timestamp() <= now <= ends.timestamp():
-        raise BadCertificate("the builder's certificate is not valid at this time")
+    check_begun(what, int(begins.timestamp()), now, BadCertificate)
+    check_not_over(what, int(ends.timestamp()), now, BadCertificate)
     if _names(certificate, NameOID.ORGANIZATION_NAME) != ["Nostr"]:
         raise BadCertificate("the builder's certificate is not for Nostr (O)")
     # Older ones carry the npub in OU, with CN=Nostr.

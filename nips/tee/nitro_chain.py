@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from nips.errors import BadAttestation
+from nips.tee.lifetime import check_begun, check_not_over
 
 REMEMBERED = 512
 MAX_CRL_BYTES, MAX_CRLS = 1 << 20, 8
@@ -87,9 +88,11 @@ class Chain:
         issuer = next((link for link in self.links if link.subject == crl.issuer), None)
         if issuer is None or not crl.is_signature_valid(issuer.key):
             raise BadAttestation("a revocation list is not by a certificate of this chain")
-        ends = crl.next_update_utc
-        if crl.last_update_utc.timestamp() > now or ends is None or ends.timestamp() < now:
-            raise BadAttestation("a revocation list is not valid at this time")
+        what, ends = "a revocation list", crl.next_update_utc
+        if ends is None:
+            raise BadAttestation("a revocation list never says when it ends")
+        check_begun(what, int(crl.last_update_utc.timestamp()), now, BadAttestation)
+        check_not_over(what, int(ends.timestamp()), now, BadAttestation)
         for link in self.links:
             if link.issuer == crl.issuer:
                 revoked = crl.get_revoked_certificate_by_serial_number(link.serial)
@@ -157,10 +160,9 @@ class ChainVerifier:
 
 
 def _check_validity(link: _Link, index: int, now: int) -> None:
-    if now < link.not_before:
-        raise BadAttestation(f"certificate {index} of the chain is not valid yet")
-    if now > link.not_after:
-        raise BadAttestation(f"certificate {index} of the chain has expired")
+    what = f"certificate {index} of the chain"
+    check_begun(what, link.not_before, now, BadAttestation)
+    check_not_over(what, link.not_after, now, BadAttestation)
 
 
 def _verified_link(der: bytes, parent: _Link | None, cas_below: int) -> _Link:

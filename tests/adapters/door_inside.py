@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from bot.adapters.docker_engine import DockerConfig, DockerEngine
-from bot.adapters.sqlite_store import SqliteStore
+from bot.adapters.store.sqlite import SqliteStore
 from bot.clock import SystemClock, boot_id
 from bot.devstack.engine import CONTAINER_PORT
 from bot.server.doors.container import ContainerDoor
@@ -31,11 +31,11 @@ async def main(socket: str, cgroup_parent: str, image: str, folder: str) -> None
     store = SqliteStore(Path(folder) / "door.sqlite")
     ctx = make_context(store, None, engine, clock, key=owner)
     endpoint = f"ws://enclaved:{CONTAINER_PORT}"
-    ctx = replace(ctx, places=replace(ctx.places, container_endpoint=endpoint))
+    ctx = replace(ctx, presence=replace(ctx.presence, container_endpoint=endpoint))
     keys = [SecretKey.generate() for _ in range(2)]
     for key in keys:
         row = Container(key, owner.pubkey, "app", image, image, 1, Tariff(), State.DEPLOYED, 0, 0)
-        await store.write(lambda tx, row=row: tx.add_container(row))
+        await store.write(lambda tx, row=row: tx.containers.add(row))
     tokens = [container_token(ctx, key.pubkey, 1) for key in keys]
     async with trio.open_nursery() as nursery:
         await nursery.start(ContainerDoor(ctx).serve, "0.0.0.0", CONTAINER_PORT)

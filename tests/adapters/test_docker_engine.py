@@ -76,8 +76,8 @@ async def test_start_twice_halt_start_again_and_remove(ground):
         assert await engine.start(spec) is None, "a start may be repeated after a crash"
         assert Live.RUNNING is (await engine.found())[spec.pubkey].live
         run = engine.runs()[spec.pubkey]
-        await engine.halt(spec.pubkey)
-        await engine.halt(spec.pubkey)
+        await engine.halt(spec.pubkey, 10)
+        await engine.halt(spec.pubkey, 10)
         assert Live.EXITED is (await engine.found())[spec.pubkey].live
         assert {} == engine.runs()
         assert await engine.start(spec) is None

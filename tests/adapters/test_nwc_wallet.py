@@ -8,8 +8,9 @@ import trio
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.clock import SystemClock
 from bot.devstack.wallet import WalletService
-from bot.devstack.wallet_book import WalletBook
+from bot.devstack.wallet_book import WalletBook, WalletError
 from bot.relay.pool import RelayPool
+from handlers.domain.evidence import Book
 from handlers.domain.ledger import MAIN_WALLET
 from handlers.ports import IncomingState, InvoiceWanted, Minted, PayStatus, WalletProblem
 from nips import kinds
@@ -86,7 +87,8 @@ async def test_description_hash_is_committed_to(book):
 async def test_an_unknown_hash_is_not_yet_paid_and_never_sent(book):
     async with running(book) as wallet:
         assert IncomingState.NOT_YET is (await wallet.look_up("ab" * 32, None)).state
-        assert PayStatus.NOT_FOUND is (await wallet.look_up_payment("ab" * 32, None)).status
+        found = await wallet.look_up_payment("ab" * 32, None, 0)
+        assert (PayStatus.ABSENT, {Book.LOOKUP, Book.LIST}) == (found.status, found.books)
 
 
 async def test_a_payment_without_money_fails_for_certain(book):
@@ -139,7 +141,7 @@ async def test_a_wallet_that_knows_only_nip04(book):
         )
         await wallet.test_service._pool.publish(event)
         await trio.sleep(0.2)
-        assert not wallet._abilities.nip44
+        assert not wallet._client.abilities.nip44
         assert isinstance(await wallet.make_own_invoice(1_000, "x"), Minted)
 
 
@@ -154,8 +156,8 @@ async def test_an_older_info_event_cannot_take_us_back_to_nip04(book):
         )
         from bot.relay.pool import Heard
 
-        wallet._hear(Heard("x", "nwc-info", old))
-        assert wallet._abilities.nip44
+        wallet._client._hear(Heard("x", "nwc-info", old))
+        assert wallet._client.abilities.nip44
 
 
 async def test_answers_without_a_p_tag_are_matched_by_author_and_e(book):
@@ -216,7 +218,11 @@ def replies(change):
             if result is None:
                 await answer(event)
                 return
-            body = {"result_type": method, "error": None, "result": result}
+            if isinstance(result, WalletError):
+                error = {"code": result.code, "message": str(result)}
+                body = {"result_type": method, "error": error, "result": None}
+            else:
+                body = {"result_type": method, "error": None, "result": result}
             content = seal(service._key, event.pubkey, body, use_nip44=True)
             await send(kinds.WALLET_RESPONSE, content, [("e", event.id)])
 
@@ -303,6 +309,121 @@ async def test_a_lying_receipt_for_a_payment_is_not_believed(book):
         assert PayStatus.UNKNOWN is (await wallet.pay(minted.bolt11, 1_000, None)).status
 
 
+def says(**answers):
+    """Fixed answers by method: a result, or ``(code, message)`` as an error; all else is the wallet's own."""
+
+    def change(method, params):
+        answer = answers.get(method)
+        return _Error(*answer) if isinstance(answer, tuple) else answer
+
+    return replies(change)
+
+
+class _Error(WalletError):
+    def __init__(self, code, text):
+        super().__init__(None, text)
+        self.code = code
+
+
+NOTHING_LISTED = {"transactions": []}
+
+
+@pytest.mark.parametrize(
+    ("pay", "lookup", "listed", "status"),
+    [
+        # The wallet failed it, and does not know it: it may be on its way all the same.
+        (("PAYMENT_FAILED", "timeout"), ("NOT_FOUND", ""), NOTHING_LISTED, PayStatus.UNKNOWN),
+        (("INTERNAL", "PAYMENT_FAILED"), ("INTERNAL", "NOT_FOUND"), NOTHING_LISTED, PayStatus.UNKNOWN),
+        (("INTERNAL", "INSUFFICIENT_BALANCE"), ("NOT_FOUND", ""), NOTHING_LISTED, PayStatus.FAILED),
+        (("QUOTA_EXCEEDED", "x"), ("NOT_FOUND", ""), NOTHING_LISTED, PayStatus.FAILED),
+        (("PAYMENT_FAILED", "x"), {"type": "outgoing", "state": "failed"}, NOTHING_LISTED, PayStatus.FAILED),
+        (("PAYMENT_FAILED", "x"), {"type": "outgoing", "state": "pending"}, NOTHING_LISTED, PayStatus.PENDING),
+        (("PAYMENT_FAILED", "x"), {"type": "outgoing", "settled_at": 7}, NOTHING_LISTED, PayStatus.SETTLED),
+        (("OTHER", "x"), ("NOT_FOUND", ""), [{"state": "settled"}], PayStatus.SETTLED),
+        (("OTHER", "x"), ("NOT_FOUND", ""), [{"state": "pending"}], PayStatus.PENDING),
+        # Between two accounts of nwc-enclaved: no preimage, and listed as its payee's.
+        ({"preimage": "-"}, {"type": "incoming", "state": "settled", "preimage": "-"}, NOTHING_LISTED, PayStatus.SETTLED),
+        ({"preimage": "-"}, {"type": "incoming", "state": "pending"}, NOTHING_LISTED, PayStatus.UNKNOWN),
+    ],
+)  # fmt: skip
+async def test_what_a_payment_came_to(book, pay, lookup, listed, status):
+    minted = book.make_invoice("x", 1_000, "d", None, 600, SystemClock().now())
+    payment_hash = minted["payment_hash"]
+    if isinstance(lookup, dict):
+        lookup = {"payment_hash": payment_hash} | lookup
+    if isinstance(listed, list):
+        listed = {
+            "transactions": [
+                {"payment_hash": payment_hash, "type": "outgoing"} | tx for tx in listed
+            ]
+        }
+    alter = says(pay_invoice=pay, lookup_invoice=lookup, list_transactions=listed)
+    async with running(book, alter=alter) as wallet:
+        assert status is (await wallet.pay(minted["invoice"], 1_000, None)).status
+
+
+async def test_a_list_that_has_no_end_proves_no_absence(book):
+    page = {"transactions": [{"payment_hash": "ab" * 32, "type": "outgoing"}] * 20}
+    alter = says(lookup_invoice=("NOT_FOUND", ""), list_transactions=page)
+    async with running(book, alter=alter) as wallet:
+        found = await wallet.look_up_payment("cd" * 32, None, 0)
+        assert (PayStatus.ABSENT, {Book.LOOKUP}) == (found.status, found.books)
+
+
+PAYEE = SecretKey.generate().pubkey
+
+
+async def hint_of(wallet, payment_hash):
+    with trio.fail_after(10):
+        async for hint in wallet.hints:
+            if hint.payment_hash == payment_hash:
+                return hint
+    return None
+
+
+async def test_the_answer_to_a_payment_is_heard_when_it_comes_late(book):
+    def slow(service, send):
+        async def altered(kind, content, tags):
+            if kind == kinds.WALLET_RESPONSE and book.__dict__.get("slow"):
+                await trio.sleep(1.5)
+            if kind not in (kinds.WALLET_NOTIFICATION, kinds.WALLET_NOTIFICATION_NIP04):
+                await send(kind, content, tags)
+
+        return altered
+
+    async with running(book, alter=slow) as wallet:
+        book.fund("f", wallet.test_admin.pubkey, 100_000)
+        minted = book.make_invoice(PAYEE, 1_000, "d", None, 600, SystemClock().now())
+        book.slow = True
+        assert PayStatus.UNKNOWN is (await wallet.pay(minted["invoice"], 1_000, None)).status
+        hint = await hint_of(wallet, minted["payment_hash"])
+        assert PayStatus.SETTLED is hint.paid.status
+
+
+async def test_a_notification_tells_what_a_payment_came_to(book):
+    async with running(book) as wallet:
+        book.fund("f", wallet.test_admin.pubkey, 100_000)
+        minted = book.make_invoice(PAYEE, 1_000, "d", None, 600, SystemClock().now())
+        await wallet.pay(minted["invoice"], 1_000, None)
+        hint = await hint_of(wallet, minted["payment_hash"])
+        assert PayStatus.SETTLED is hint.paid.status
+
+
+async def test_what_it_holds(book):
+    async with running(book) as wallet:
+        book.fund("f", wallet.test_admin.pubkey, 123_000)
+        assert 123_000 == await wallet.balance(None)
+        assert 0 == await wallet.balance(SecretKey.generate())
+
+
+@pytest.mark.parametrize(
+    "balance", [{"balance": "1"}, {"balance": -1}, {}, ("NOT_IMPLEMENTED", "")]
+)
+async def test_a_balance_that_is_none_is_not_believed(book, balance):
+    async with running(book, alter=says(get_balance=balance)) as wallet:
+        assert WalletProblem.REFUSED is await wallet.balance(None)
+
+
 async def test_silence_is_unknown_never_failed(book):
     def mute(service, send):
         async def altered(kind, content, tags):
@@ -318,7 +439,8 @@ async def test_silence_is_unknown_never_failed(book):
         assert PayStatus.UNKNOWN is (await wallet.pay(minted.bolt11, 1_000, None)).status
         assert IncomingState.UNKNOWN is (await wallet.look_up(minted.payment_hash, None)).state
         assert (
-            PayStatus.UNKNOWN is (await wallet.look_up_payment(minted.payment_hash, None)).status
+            PayStatus.UNKNOWN
+            is (await wallet.look_up_payment(minted.payment_hash, None, 0)).status
         )
         assert WalletProblem.UNAVAILABLE is await wallet.make_invoice(wanted())
 
@@ -345,8 +467,6 @@ async def test_the_dev_wallets_ledger_never_creates_money(book, tmp_path):
     assert 10_000 == book.balance("a")
     invoice = book.make_invoice("b", 4_000, "d", None, 600, now)["invoice"]
     book.pay("a", invoice, now)
-    from bot.devstack.wallet_book import WalletError
-
     with pytest.raises(WalletError, match="already"):
         book.pay("a", invoice, now)
     with pytest.raises(WalletError, match="too low"):

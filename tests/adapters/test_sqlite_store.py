@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from bot.adapters.sqlite_store import SqliteStore, migrate
+from bot.adapters.store.sqlite import SqliteStore, migrate
 from handlers.domain.ledger import Entry
 
 
@@ -37,12 +37,12 @@ def test_the_ledger_cannot_be_rewritten(tmp_path):
 
 async def test_a_transaction_that_raises_leaves_nothing_behind(world):
     def breaks(tx):
-        tx.post(Entry("k", {"container:a": 1, "wallet:main": -1}), 0)
+        tx.ledger.post(Entry("k", {"container:a": 1, "wallet:main": -1}), 0)
         raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError):
         await world.store.write(breaks)
     assert 0 == await world.balance("container:a")
     assert await world.store.write(
-        lambda tx: tx.post(Entry("k", {"container:a": 1, "wallet:main": -1}), 0)
+        lambda tx: tx.ledger.post(Entry("k", {"container:a": 1, "wallet:main": -1}), 0)
     )

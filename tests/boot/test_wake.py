@@ -11,13 +11,13 @@ from trio.testing import wait_all_tasks_blocked
 
 import bot.boot.wake
 from bot.adapters.nsm import NsmUnusable
-from bot.adapters.relay_events import Found
+from bot.adapters.relay_events import Searched
 from bot.boot.standing import EscrowTrust, ReleasePolicy
 from bot.boot.unlock import Halted
 from bot.boot.wake import wake
 from bot.config import ConfigError, load
 from bot.devstack.nsm import DevNsm, serve
-from bot.server.loops import _escrow
+from bot.server.loops import run_escrow
 from handlers.duties.announce import instance_events
 from handlers.errors import Refusal
 from keycrux_client.refresh import Refreshed
@@ -35,7 +35,7 @@ class Nowhere:
     """Relays that know nothing, and say so."""
 
     async def search(self, filters, relay_urls):
-        return Found((), ())
+        return Searched((), ())
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ async def test_no_new_containers_while_our_key_is_not_safe_in_escrow(world, mock
             return Refreshed((), (), (), (), members=outcomes[0], needed=2, is_outdated=False)
 
     outcomes.append(3)
-    nursery.start_soon(_escrow, SimpleNamespace(keeper=Keeper(), ctx=world.ctx))
+    nursery.start_soon(run_escrow, SimpleNamespace(keeper=Keeper(), ctx=world.ctx))
     await wait_all_tasks_blocked()
 
     async def deploy():
@@ -169,7 +169,7 @@ async def test_no_new_containers_while_our_key_is_not_safe_in_escrow(world, mock
             await wait_all_tasks_blocked()
         result = await deploy()
         assert closed is isinstance(result, Refusal), (outcome, seconds)
-        assert closed is (world.ctx.admission.closed_because is not None)
+        assert closed is (world.ctx.alarms.no_containers_because is not None)
         (announcement, *_), _ = await instance_events(world.ctx)
         assert ("false" if closed else "true") == announcement.tag("o")
     assert "our key is not safe in escrow" in str(result)

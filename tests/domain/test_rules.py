@@ -13,7 +13,6 @@ from handlers.domain.lifecycle import (
     HOLDS_UNITS,
     TABLE,
     Happening,
-    Standing,
     State,
     needs_capacity,
     next_state,
@@ -23,6 +22,7 @@ from handlers.domain.meter import Account, Meter, Next, Rhythm, Run, due
 from handlers.domain.plan import Do, Found, Live, Wanted, plan
 from handlers.domain.ports_pool import PortRange, allocate
 from handlers.domain.pricing import Tariff
+from handlers.domain.trial import Progress, Trial, asked_for, ended, started, stayed_up
 
 TARIFF = Tariff()
 
@@ -161,14 +161,18 @@ def test_every_state_can_be_left_but_the_last():
 
 
 def test_capacity():
-    def unpaid(held=0, waiting=0, of_caller=0, units=1):
+    def unpaid(held=0, waiting=0, of_caller=0, units_of_caller=0, units=1):
         return reserve_unpaid(
-            Capacity(),
+            Capacity(max_waiting_units_per_caller=20),
             held_units=held,
             waiting_units=waiting,
-            waiting_of_caller=of_caller,
+            unpaid_of_caller=of_caller,
+            unpaid_units_of_caller=units_of_caller,
             units=units,
         )
+
+    assert unpaid(units_of_caller=19) is None
+    assert NoCapacity.TOO_MANY_WAITING is unpaid(units_of_caller=20)
 
     assert reserve(Capacity(), held_units=99, units=1) is None
     assert NoCapacity.NOT_ENOUGH_UNITS is reserve(Capacity(), held_units=99, units=2)
@@ -242,23 +246,56 @@ def test_image_references_raise_only_one_exception(text):
 
 
 @pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("standing", Standing)
+@pytest.mark.parametrize("progress", Progress)
+@pytest.mark.parametrize("may_start", [True, False])
 @pytest.mark.parametrize(
     "found", [None, *(Found(live, 1) for live in Live), Found(Live.RUNNING, 2)]
 )
-def test_plan_every_cell(state, standing, found):
-    do = plan({"a": Wanted(state, 1, standing)}, {"a": found} if found else {}).get("a")
+def test_plan_every_cell(state, progress, may_start, found):
+    wanted = Wanted(state, 1, progress, may_start=may_start)
+    do = plan({"a": wanted}, {"a": found} if found else {}).get("a")
 
-    running = found is not None and found.live in (Live.RUNNING, Live.RESTARTING)
+    running = found is not None and found.live is Live.RUNNING
     if state is not State.DEPLOYED:
         assert do not in (Do.START, Do.RECREATE), "what is not paid for is never started"
         assert not running or do in (Do.HALT, Do.REMOVE), (
             "what is not paid for does not go on running"
         )
+    if not may_start:
+        assert do is not Do.START, "its time has not come"
     if state is State.DEPLOYED and found == Found(Live.RUNNING, 1):
         assert do is None
     if state is State.DEPLOYED and found is None:
-        assert do is Do.START
+        assert (do is Do.START) == may_start
+    if state is State.DEPLOYED and found == Found(Live.EXITED, 1):
+        assert (do is Do.NOTE_END) == (progress is not Progress.DUE), "each end is noted once"
+
+
+# -- trial ------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_never_stays_up_has_three_free_tries_and_no_more():
+    trial, free = Trial(), 0
+    for _ in range(10):
+        free += not trial.is_charged_from_start
+        trial = ended(started(trial), 100)
+        trial = asked_for(trial) if trial.is_hopeless else trial
+
+    assert 3 == free
+
+
+def test_waiting_grows_to_minutes_and_comes_to_an_end():
+    trial, waits = stayed_up(Trial(), long=False), []
+    while not trial.is_hopeless:
+        trial = ended(started(trial), 1_000)
+        waits.append(trial.retry_at - 1_000)
+
+    assert [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300] == waits
+
+
+@pytest.mark.parametrize(("long", "crashes"), [(True, 0), (False, 2)])
+def test_only_a_long_run_forgets_the_crashes_before_it(long, crashes):
+    assert crashes == stayed_up(Trial(proven=True, crashes=2), long=long).crashes
 
 
 def test_strays_of_ours_are_removed():
@@ -282,7 +319,7 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         import sqlite3
 
-        from bot.adapters.sqlite_store import SqliteTx, migrate
+        from bot.adapters.store.sqlite import SqliteTx, migrate
 
         self.db = sqlite3.connect(":memory:", isolation_level=None)
         self.db.row_factory = sqlite3.Row
@@ -297,13 +334,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def pay(self, amount):
         self.count += 1
         entry = ledger.payment(f"{self.count:064x}", "c", MAIN_WALLET, amount)
-        assert self.tx.post(entry, 0)
+        assert self.tx.ledger.post(entry, 0)
         self.balance += amount
         return entry
 
     @rule(entry=payments)
     def pay_again(self, entry):
-        assert not self.tx.post(entry, 0)
+        assert not self.tx.ledger.post(entry, 0)
 
     @rule(amount=st.integers(1, 10**6))
     def charge(self, amount):
@@ -324,12 +361,12 @@ class LedgerMachine(RuleBasedStateMachine):
         payment_id, amount, reserve = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         source = container_account("c")
         done = ledger.complete_outgoing(
-            payment_id, source, MAIN_WALLET, amount, reserve, fee, self.tx.balance(source)
+            payment_id, source, MAIN_WALLET, amount, reserve, fee, self.tx.ledger.balance(source)
         )
         undone = ledger.release_outgoing(payment_id, source, amount, reserve)
         first, second = (done, undone) if paid else (undone, done)
-        assert self.tx.post(first, 0)
-        assert not self.tx.post(second, 0), "the first final word counts"
+        assert self.tx.ledger.post(first, 0)
+        assert not self.tx.ledger.post(second, 0), "the first final word counts"
         self.balance += reserve - min(fee, reserve + self.balance) if paid else amount + reserve
 
     def _may_fail(self, entry, amount):
@@ -337,7 +374,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
         self.db.execute("SAVEPOINT s")
         try:
-            posted = self.tx.post(entry, 0)
+            posted = self.tx.ledger.post(entry, 0)
         except sqlite3.IntegrityError:
             self.db.execute("ROLLBACK TO s")
             assert amount > self.balance
@@ -350,8 +387,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def books_balance(self):
         from tests.conftest import audit_books
 
-        audit_books(self.tx)
-        assert self.balance == self.tx.balance(container_account("c"))
+        audit_books(self.db)
+        assert self.balance == self.tx.ledger.balance(container_account("c"))
 
 
 TestLedger = LedgerMachine.TestCase

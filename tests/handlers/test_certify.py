@@ -13,13 +13,13 @@ from websockets.uri import parse_uri
 
 from bot.server.doors.container import ContainerDoor
 from handlers.certify import CHALLENGE_S, container_token
-from handlers.duties.announce import queue_container_events
+from handlers.duties.announce import announce_containers
 from nips import kinds
 from nips.event import parse_event_json_untrusted, parse_event_untrusted, sign_event
 from nips.keys import SecretKey
 from nips.tee.certificates import Role, verify_certified
 from tests.evidence import HARDWARE, NOW
-from tests.test_verify import proved
+from tests.tools.instance import proved
 
 ENDPOINT = "ws://enclaved:7070"
 
@@ -28,7 +28,9 @@ ENDPOINT = "ws://enclaved:7070"
 async def inside(world):
     """A server in an enclave, a container that runs, and the door."""
     proved(world)
-    world.ctx = replace(world.ctx, places=replace(world.ctx.places, container_endpoint=ENDPOINT))
+    world.ctx = replace(
+        world.ctx, presence=replace(world.ctx.presence, container_endpoint=ENDPOINT)
+    )
     pubkey = await world.deployed()
     world.engine.at = {"127.0.0.1": pubkey}
     return ContainerDoor(world.ctx), pubkey
@@ -63,12 +65,10 @@ async def test_an_app_that_proves_its_key_gets_certificates_that_verify(world, i
     assert ([Role.CONTAINER, Role.APP], f"docker://{row.image}", app.pubkey) == (
         [c.role for c in certified.certificates], certified.image, row.app,
     )  # fmt: skip
-    await queue_container_events(world.ctx)
-    items = await world.store.read(lambda tx: tx.outbox(world.clock.now(), 100))
+    await announce_containers(world.ctx)
+    items = await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now(), 100))
     told = [
-        e
-        for e in (parse_event_json_untrusted(i.event_json) for i in items)
-        if e.kind == kinds.CONTAINER
+        e for e in (parse_event_json_untrusted(i.body) for i in items) if e.kind == kinds.CONTAINER
     ]
     assert ("p", app.pubkey, "app") in told[-1].tags
 
@@ -166,7 +166,7 @@ async def test_outside_of_an_enclave_or_stopped_nothing_is_signed(world, inside)
     bare = ContainerDoor(replace(world.ctx, proof=None))
     assert "unavailable" in await call(bare, container, "create_certificate", pubkey=app.pubkey)
     closed = ContainerDoor(
-        replace(world.ctx, places=replace(world.ctx.places, container_endpoint=None))
+        replace(world.ctx, presence=replace(world.ctx.presence, container_endpoint=None))
     )
     assert "unavailable" in await call(closed, container, "get_challenge", pubkey=app.pubkey)
 

@@ -6,28 +6,26 @@ The scenario is the whole main job; the client repeats what was not answered, as
 """
 
 import shutil
+import sqlite3
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bot.adapters.sqlite_store import SqliteStore
+from bot.adapters.store.sqlite import SqliteStore
 from handlers import BY_NAME
 from handlers.context import Caller, Policy
 from handlers.domain.ledger import MAIN_WALLET, container_account
 from handlers.domain.lifecycle import State
 from handlers.domain.meter import Rhythm
 from handlers.domain.pricing import Tariff
-from handlers.duties.announce import queue_container_events
-from handlers.duties.charge import tick
-from handlers.duties.outgoing import due_payments, follow
-from handlers.duties.reconcile import carry_out, survey
-from handlers.duties.settle import due_invoices, look_at, look_at_wallet_of
-from handlers.duties.sweep import sweep
-from handlers.duties.upkeep import upkeep
+from handlers.duties.incoming import look_up_wallet_of
 from handlers.errors import Refusal
+from handlers.loops import duties
 from handlers.params import parse_params
+from handlers.transitions import held_units
 from nips.keys import SecretKey
 from tests.conftest import audit_books
 from tests.fakes import FakeClock, FakeEngine, FakeWallet, make_context
@@ -39,6 +37,8 @@ POLICY = Policy(
     rhythm=Rhythm(charge_every_ms=5_000, low_balance_ms=5_000, stays_up_ms=1_000),
     resume_ms=2_000,
     sweep_msat=2_000,
+    fee_reserve_min_msat=2_000,
+    htlc_s=60,
 )
 
 
@@ -81,7 +81,15 @@ class Crashing:
 
 class CrashingWallet(Crashing):
     ASYNC = frozenset(
-        {"make_invoice", "make_own_invoice", "look_up", "received", "pay", "look_up_payment"}
+        {
+            "make_invoice",
+            "make_own_invoice",
+            "look_up",
+            "received",
+            "pay",
+            "look_up_payment",
+            "balance",
+        }
     )
 
 
@@ -92,13 +100,13 @@ class CrashingEngine(Crashing):
 class CrashingStore(SqliteStore):
     points = Points()
 
-    async def read(self, work):
+    async def read(self, work, *args):
         self.points.hit()
-        return await super().read(work)
+        return await super().read(work, *args)
 
-    async def write(self, work):
+    async def write(self, work, *args):
         def work_then_crash(tx):
-            result = work(tx)
+            result = work(tx, *args)
             self.points.hit()  # everything is written, nothing committed
             return result
 
@@ -131,6 +139,7 @@ class Machine:
         self.store = CrashingStore(self.folder / "enclaved.sqlite")
         self.store.points = self.points
         self.engine.forget()
+        self.loops = duties(POLICY)
         wallet, engine = (
             CrashingWallet(self.wallet, self.points),
             CrashingEngine(self.engine, self.points),
@@ -160,23 +169,12 @@ class Machine:
 
     async def turn(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        await self.until_done(self.look_at_all)
-        await self.until_done(lambda: tick(self.ctx))
-        await self.until_done(lambda: upkeep(self.ctx))
-        await self.until_done(lambda: sweep(self.ctx))
-        await self.until_done(lambda: queue_container_events(self.ctx))
+        for loop in duties(POLICY):
+            await self.until_done(partial(self._once, loop.name))
 
-        async def reconcile():
-            for pubkey, do in (await survey(self.ctx)).items():
-                await carry_out(self.ctx, pubkey, do)
-
-        await self.until_done(reconcile)
-
-    async def look_at_all(self) -> None:
-        for payment_hash in await due_invoices(self.ctx):
-            await look_at(self.ctx, payment_hash)
-        for payment_id in await due_payments(self.ctx):
-            await follow(self.ctx, payment_id)
+    async def _once(self, name: str) -> None:
+        """Of the loops that the server has now: a crash makes them anew."""
+        await next(loop for loop in self.loops if loop.name == name).once(self.ctx)
 
     async def withdraw_all(self, pubkey: str) -> int:
         sat = (await self.call("balance", pubkey=pubkey))["withdrawable_sat"]
@@ -210,7 +208,7 @@ async def main_job(m: Machine) -> str:
     m.wallet.settle(again["invoice"]["payment_hash"])
     if m.per_container:
         m.wallet.deposit(f"wallet:{pubkey}", 7_000)
-        await m.until_done(lambda: look_at_wallet_of(m.ctx, pubkey))
+        await m.until_done(lambda: look_up_wallet_of(m.ctx, pubkey))
     for seconds in (2, 3):
         await m.turn(seconds)
     await m.call("stop", pubkey=pubkey, force=True)
@@ -223,40 +221,39 @@ async def main_job(m: Machine) -> str:
 
 
 async def check(m: Machine, pubkey: str) -> None:
-    await m.store.read(audit_books)
-    read = m.store.read
+    db, read = sqlite3.connect(m.folder / "enclaved.sqlite"), m.store.read
+    audit_books(db)
     for name, held in m.wallet.balances.items():
-        assert held == -(await read(lambda tx, n=name: tx.balance(n))), f"{name} and its mirror"
-    credited = await read(
-        lambda tx: tx._db.execute(
-            "SELECT count(*) FROM entry WHERE key LIKE 'payment:%'"
-        ).fetchone()[0]
-    )
+        assert held == -(await read(lambda tx, n=name: tx.ledger.balance(n))), (
+            f"{name} and its mirror"
+        )
+
+    def number(sql, *values):
+        return db.execute(sql, values).fetchone()[0]
+
+    credited = number("SELECT count(*) FROM entry WHERE key LIKE 'payment:%'")
     ours = [
         i for i in m.wallet.invoices.values() if i["settled"] and i["wallet"] in m.wallet.balances
     ]
-    swept = await read(
-        lambda tx: tx._db.execute(
-            "SELECT count(*) FROM outgoing WHERE to_wallet IS NOT NULL AND state = 'settled'"
-        ).fetchone()[0]
+    swept = number(
+        "SELECT count(*) FROM outgoing WHERE to_wallet IS NOT NULL AND state = 'settled'"
     )
     assert credited == len(ours) - swept, "every payment is credited once"
-    charged = await read(
-        lambda tx: tx._db.execute(
-            "SELECT coalesce(-sum(amount_msat), 0) FROM posting JOIN entry USING (entry_id) "
-            "WHERE key LIKE 'charge:%' AND account = ?", (container_account(pubkey),)
-        ).fetchone()[0]
+    charged = number(
+        "SELECT coalesce(-sum(amount_msat), 0) FROM posting JOIN entry USING (entry_id) "
+        "WHERE key LIKE 'charge:%' AND account = ?", container_account(pubkey)
     )  # fmt: skip
     ran_ms = m.engine.total_ran_ms(pubkey)
     assert charged <= ran_ms, f"charged {charged} for {ran_ms} ms"
     assert charged >= ran_ms - 8_000, f"charged only {charged} for {ran_ms} ms"
-    assert await read(lambda tx: tx.unknown_outgoing()) == []
-    rows = await read(lambda tx: tx.containers())
+    assert await read(lambda tx: tx.outgoing.list_unknown()) == []
+    rows = await read(lambda tx: tx.containers.list_in(tuple(State)))
     for row in rows:
         up = m.engine.containers.get(row.pubkey, {}).get("up", False)
         assert up == (row.state is State.DEPLOYED), f"{row.state} but up={up}"
     assert m.engine.containers.keys() <= {row.pubkey for row in rows}
-    assert await read(lambda tx: tx.held_units()) == 0
+    assert await read(held_units) == 0
+    db.close()
 
 
 async def play(crash_at: frozenset[int], *, per_container: bool) -> Machine:

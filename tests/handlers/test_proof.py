@@ -16,7 +16,7 @@ from handlers.domain.release import (
     newest_by_all,
     parse_version,
 )
-from handlers.duties.announce import instance_events, queue_container_events
+from handlers.duties.announce import announce_containers, instance_events
 from handlers.errors import Code, Refusal
 from handlers.proof import KEEP_S
 from nips import kinds
@@ -34,7 +34,7 @@ from nips.tee.policies import DebugPolicy
 from nips.tee.verification import verify_announcement, verify_container
 from tests.evidence import HARDWARE, NOW, build_image_signature
 from tests.fakes import IMAGE_ID, altered
-from tests.test_verify import HomeAttester, proved
+from tests.tools.instance import HomeAttester, proved
 
 NONCE = "ab" * 32
 REPO, RELAY = "https://example.com/app", "wss://signers.example.com"
@@ -106,9 +106,9 @@ async def test_what_we_announce_is_what_strangers_can_verify(world):
 async def test_what_we_say_of_containers_is_what_strangers_can_verify(world):
     proved(world)
     pubkey = await world.deployed()
-    await queue_container_events(world.ctx)
-    items = await world.store.read(lambda tx: tx.outbox(world.clock.now(), 100))
-    events = [parse_event_json_untrusted(item.event_json) for item in items]
+    await announce_containers(world.ctx)
+    items = await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now(), 100))
+    events = [parse_event_json_untrusted(item.body) for item in items]
     (event,) = [e for e in events if e.kind == kinds.CONTAINER]
     verdict, certified = verify_container(event, HARDWARE.verifier, NOW)
     assert verdict.is_valid, verdict.reason

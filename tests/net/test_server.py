@@ -1,5 +1,6 @@
 """The server opens and closes ports through netstack, as containers come and go."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,9 @@ from bot.adapters.enclave_network import AGAIN_S, EnclaveNetwork
 from bot.config import HttpConfig, NetworkConfig, RelaysConfig
 from bot.server import app as composition
 from bot.server import loops
+from bot.server.parts import TrioNudges
 from handlers.domain.lifecycle import State
+from handlers.loops import Loop
 from handlers.records import PublishedPort
 from netstack.control import Refused
 from tests.net.lab import CONTAINERS, PARENT, running
@@ -114,11 +117,11 @@ async def test_the_loop_opens_what_is_deployed_and_outlives_a_network_that_is_aw
         async def read(self, ask):
             await trio.lowlevel.checkpoint()
 
-            def containers(states):
+            def list_in(states):
                 assert states == [State.DEPLOYED]
                 return rows
 
-            return ask(SimpleNamespace(containers=containers))
+            return ask(SimpleNamespace(containers=SimpleNamespace(list_in=list_in)))
 
     class Engine:
         async def addresses(self):
@@ -132,8 +135,11 @@ async def test_the_loop_opens_what_is_deployed_and_outlives_a_network_that_is_aw
             if len(told) == 1:
                 raise OSError("away")
 
-    app = SimpleNamespace(network=Network(), ctx=SimpleNamespace(store=Store()), engine=Engine())
-    nursery.start_soon(loops._network, app)
+    app = SimpleNamespace(
+        network=Network(), ctx=SimpleNamespace(store=Store()), engine=Engine(), nudges=TrioNudges()
+    )
+    loop = Loop("network", partial(loops.tell_network, app), 1)
+    nursery.start_soon(loops.run_loop, app, loop)
     await trio.sleep(2.5)
     nursery.cancel_scope.cancel()
 

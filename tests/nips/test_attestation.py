@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.devstack.authority import DevAuthority, Signer, issue_ca, issue_leaf, make_root
+from bot.devstack.authority import DevAuthority, KeyAndCertificate, issue_ca, issue_leaf, make_root
 from bot.devstack.nsm import sign_document, sign_payload
 from nips.errors import BadAttestation
 from nips.tee import cbor
@@ -22,6 +22,7 @@ from nips.tee.attestation import (
     Verifier,
     decode_document_untrusted,
 )
+from nips.tee.lifetime import told
 from tests.evidence import FOLDER, HARDWARE, NOW, Hardware, measured, real_documents
 
 DOCUMENTS = real_documents()
@@ -81,13 +82,24 @@ def test_a_real_document_verifies_at_its_own_time_tagged_or_not(aws, meta):
 @each_real
 def test_it_holds_from_its_first_second_to_its_last_and_not_one_more(aws, meta):
     begins, ends = seconds(meta["valid_from"]), seconds(meta["valid_until"])
-    signed_at = seconds(meta["document_time"])
     aws.verify(read(meta), ends)
-    aws.verify(read(meta), max(begins, signed_at - 300))
     assert "has expired" in refused(aws, read(meta), ends + 1)
-    assert "not valid yet" in refused(aws, read(meta), begins - 1)
+    assert begins <= seconds(meta["document_time"]) <= ends
+    assert "not valid yet" in refused(aws, read(meta), begins - 301)
     assert "has expired" in refused(aws, read(meta), 2**40)
     assert "not valid yet" in refused(aws, read(meta), 0)
+
+
+@each_real
+def test_clocks_may_differ_by_five_minutes_and_a_refusal_names_both(aws, meta):
+    """A verifier whose clock was four seconds slow was refused: the leaf began three seconds before."""
+    raw, signed_at = read(meta), seconds(meta["document_time"])
+    begins = max(seconds(meta["valid_from"]), signed_at)
+    for early_s in (0, 1, 4, 300):
+        assert signed_at == aws.verify(raw, begins - early_s).document.timestamp_s
+    why = refused(aws, raw, begins - 301)
+    assert f"your clock says {told(begins - 301)}" in why
+    assert f"says {told(begins)}; is your clock right?" in why
 
 
 @each_real
@@ -297,7 +309,7 @@ def test_a_root_with_the_same_subject_and_serial_number_is_not_the_root(aws):
         .add_extension(real.extensions.get_extension_for_class(x509.KeyUsage).value, True)
         .sign(key, hashes.SHA384())
     )
-    authority = DevAuthority(NOW, Signer(key, forged))
+    authority = DevAuthority(NOW, KeyAndCertificate(key, forged))
     hardware = Hardware(authority)
     raw = hardware.document(b"k" * 32, PCRS)
 
@@ -364,10 +376,10 @@ def chain_document(authority, leaf, **changes):
 @pytest.mark.parametrize(
     ("life", "why"),
     [(lambda a: issue_leaf(a.cas[-1], "leaf", NOW - 4 * 3600), "has expired"),
-     (lambda a: issue_leaf(a.cas[-1], "leaf", NOW + 100), "not valid yet"),
+     (lambda a: issue_leaf(a.cas[-1], "leaf", NOW + 400), "not valid yet"),
      (lambda a: issue_ca(a.cas[-1], "leaf", None, 1, NOW), "leaf is a CA"),
      (lambda a: issue_leaf(a.cas[-2], "leaf", NOW), "another issuer"),
-     (lambda a: issue_leaf(Signer(make_root(NOW).key, a.cas[-1].certificate), "leaf", NOW), "signature does not hold")],
+     (lambda a: issue_leaf(KeyAndCertificate(make_root(NOW).key, a.cas[-1].certificate), "leaf", NOW), "signature does not hold")],
 )  # fmt: skip
 def test_bad_leaves(life, why):
     authority = HARDWARE.authority
@@ -418,7 +430,7 @@ def test_certificates_of_another_profile(kind):
         builder = builder.add_extension(odd, critical=True)
     digest = hashes.SHA256() if kind == "hash" else hashes.SHA384()
     certificate = builder.sign(parent.key, digest)
-    verifier, raw = chain_document(authority, Signer(key, certificate))
+    verifier, raw = chain_document(authority, KeyAndCertificate(key, certificate))
     why = {
         "curve": "P-384", "hash": "SHA-384", "extension": "critical extension",
         "constraints": "lacks basicConstraints", "usage": "lacks basicConstraints",
@@ -457,7 +469,7 @@ def test_odd_extensions_raise_nothing_of_their_own(oid, value, signed):
         .add_extension(odd, critical=False)
         .sign(parent.key if signed else key, hashes.SHA384())
     )
-    verifier, raw = chain_document(HARDWARE.authority, Signer(key, certificate))
+    verifier, raw = chain_document(HARDWARE.authority, KeyAndCertificate(key, certificate))
     assert refused(verifier, raw, NOW)
 
 
@@ -467,7 +479,7 @@ def test_what_is_remembered_is_forgotten_in_time_and_holds_nowhere_else():
     for _ in range(3):
         verifier.verify(raw, NOW)
     assert "has expired" in refused(verifier, raw, NOW + 4 * 3600)
-    assert "not valid yet" in refused(verifier, raw, NOW - 100)
+    assert "not valid yet" in refused(verifier, raw, NOW - 400)
     _, document = decode_document_untrusted(raw)
     for dropped in range(1, len(document.cabundle)):
         bundle = document.cabundle[:dropped] + document.cabundle[dropped + 1 :]
@@ -481,7 +493,7 @@ def test_what_is_remembered_is_forgotten_in_time_and_holds_nowhere_else():
 # -- revocation -----------------------------------------------------------------------------------------
 
 
-def crl(issuer: Signer, serials, *, begins=NOW - 10, ends=NOW + 10, key=None):
+def crl(issuer: KeyAndCertificate, serials, *, begins=NOW - 10, ends=NOW + 10, key=None):
     def when(at):
         return datetime.datetime.fromtimestamp(at, datetime.UTC)
 
@@ -504,10 +516,13 @@ def test_revocation_lists():
     leaf_serial = HARDWARE.leaf.certificate.serial_number
     anchor = verifier.anchor
     assert Verifier(anchor, [crl(cas[-1], [leaf_serial + 1])]).verify(raw, NOW)
+    early = crl(cas[-1], [], begins=NOW + 300, ends=NOW + 400)
+    assert Verifier(anchor, [early]).verify(raw, NOW), "its maker's clock may run ahead of ours"
     cases = {
         "is revoked": crl(cas[-1], [leaf_serial]),
         "revoked": crl(cas[0], [cas[1].certificate.serial_number]),
-        "not valid at this time": crl(cas[-1], [], ends=NOW - 1),
+        "has expired": crl(cas[-1], [], ends=NOW - 1),
+        "not valid yet": crl(cas[-1], [], begins=NOW + 301, ends=NOW + 400),
         "not by a certificate of this chain": crl(make_root(NOW, "other"), []),
         "not by a certificate": crl(cas[-1], [], key=make_root(NOW).key),
         "does not parse": b"garbage",

@@ -120,7 +120,7 @@ def test_real_builders_launchers_and_their_older_kinds():
         event = real_event(name)
         der = verify_builder_certificate(event.tag("cert"), event.pubkey, event.created_at)
         assert event.tag("PCR8") == pcr8_of(der).hex()
-        with pytest.raises(BadInput, match="not valid at this time"):
+        with pytest.raises(BadInput, match="has expired"):
             verify_builder_certificate(event.tag("cert"), event.pubkey, 4_000_000_000)
         with pytest.raises(BadInput, match="another npub"):
             verify_builder_certificate(
@@ -154,7 +154,7 @@ def test_nobody_signs_for_another(enclave):
 
 @pytest.mark.parametrize(
     ("at", "why"),
-    [(NOW + 3 * 3600, "expir"), (NOW + 3 * 3600 + 1, "expired"), (NOW - 100, "not valid yet"), (2**40, "expired")],
+    [(NOW + 3 * 3600, "expir"), (NOW + 3 * 3600 + 1, "expired"), (NOW - 400, "not valid yet"), (2**40, "expired")],
 )  # fmt: skip
 def test_an_announcement_ends_with_its_document(enclave, at, why):
     assert why in failure(enclave, enclave.announcement(), now=at)
@@ -305,8 +305,8 @@ def test_a_builders_certificate_must_be_his_own_and_for_nostr():
     ):
         with pytest.raises(BadInput):
             verify_builder_certificate(bad, builder.pubkey, NOW)
-    for at in (NOW - 3_600, NOW + 400 * 86_400):
-        with pytest.raises(BadInput, match="not valid at this time"):
+    for at, why in ((NOW - 3_600, "not valid yet"), (NOW + 400 * 86_400, "has expired")):
+        with pytest.raises(BadInput, match=why):
             verify_builder_certificate(text, builder.pubkey, at)
 
 

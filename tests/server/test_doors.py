@@ -103,7 +103,7 @@ async def test_deploy_gives_an_invoice_and_payment_starts_it(door, method):
 
     door.world.wallet.settle(payment_hash)
     await door.world.turn()
-    rows = await door.world.store.read(lambda tx: tx.containers_of(door.key.pubkey))
+    rows = await door.world.store.read(lambda tx: tx.containers.list_of(door.key.pubkey, 10))
     assert [row.state for row in rows] == [State.DEPLOYED]
 
 
@@ -140,7 +140,7 @@ async def test_bad_input_gets_an_error_that_a_person_can_act_on(door, method, pa
     if params.get("pubkey") == "ab" * 32:
         params = params | {"pubkey": SecretKey.generate().pubkey}
     assert (await door.text(method, **params)).startswith(error)
-    assert await door.world.store.read(lambda tx: tx.containers()) == []
+    assert await door.world.store.read(lambda tx: tx.containers.list_in(tuple(State))) == []
 
 
 async def test_only_the_admin_may_stop(door):
@@ -335,7 +335,9 @@ async def test_private_commands_are_refused_in_public(mention_door, method):
 
 async def test_secrets_are_refused_in_public(mention_door):
     assert "encrypted RPC" in await mention_door.text("deploy", docker=IMAGE, units=1, env="A=1")
-    assert await mention_door.world.store.read(lambda tx: tx.containers()) == []
+    assert (
+        await mention_door.world.store.read(lambda tx: tx.containers.list_in(tuple(State))) == []
+    )
 
 
 async def test_a_flood_is_not_answered_in_public(mention_door):

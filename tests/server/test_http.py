@@ -13,8 +13,10 @@ from bot.clock import SystemClock
 from bot.devstack.engine import free_port
 from bot.server.http.server import serve
 from handlers.domain.ledger import container_account
+from handlers.intents import seal
+from handlers.records import Intent
 from nips.bolt11 import decode_invoice_untrusted
-from nips.event import parse_event_json_untrusted, sign_event, verify_event
+from nips.event import sign_event, verify_event
 from nips.keys import SecretKey
 from nips.nip19 import npub
 
@@ -59,14 +61,13 @@ async def test_a_zap_is_invoiced_credited_and_receipted(world, site):
 
     world.wallet.settle(invoice.payment_hash)
     await world.run(3)
-    items = await world.store.read(lambda tx: tx.outbox(world.clock.now(), 100))
-    receipts = [e for i in items if (e := parse_event_json_untrusted(i.event_json)).kind == 9735]
-    assert 1 == len(receipts)
-    verify_event(receipts[0])
-    assert request.json.decode() == receipts[0].tag("description")
-    assert (answer["pr"], zapper.pubkey) == (receipts[0].tag("bolt11"), receipts[0].tag("P"))
-    relays = next(i.relay_urls for i in items if receipts[0].id in i.event_json)
-    assert "wss://relay.example.com" in relays
+    items = await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now(), 100))
+    made = [await seal(world.ctx, i) for i in items if i.intent is Intent.RECEIPT]
+    ((receipt, relays),) = made
+    verify_event(receipt)
+    assert request.json.decode() == receipt.tag("description")
+    assert (answer["pr"], zapper.pubkey) == (receipt.tag("bolt11"), receipt.tag("P"))
+    assert ("wss://relay.example.com",) == relays
     assert await world.balance(container_account(pubkey)) >= 13_990
 
 

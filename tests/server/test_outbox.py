@@ -8,7 +8,11 @@ import trio.testing
 
 from bot.server.outbox import STRANGERS_TRIES, TRIES, Outbox, Strangers
 from bot.server.outlet import Outlet
+from handlers.domain.ledger import container_account
+from handlers.invoicing import to_record
 from nips.filters import Filter
+from nips.keys import SecretKey
+from nips.nip17 import unwrap_message_untrusted
 from tests.relay.conftest import eventually, note, pool, relay
 
 DEAD = "ws://127.0.0.1:1"
@@ -46,17 +50,17 @@ class Relays:
 @asynccontextmanager
 async def outbox(world, outlet, **bounds):
     async with trio.open_nursery() as nursery:
-        yield Outbox(world.store, outlet, world.clock, Strangers(outlet, nursery, **bounds))
+        yield Outbox(world.ctx, outlet, Strangers(outlet, nursery, **bounds))
         nursery.cancel_scope.cancel()
 
 
 async def queue(world, content, urls):
     event = note(content=content)
-    await world.store.write(lambda tx: tx.enqueue(event, urls, world.clock.now()))
+    await world.store.write(lambda tx: tx.outbox.post(event, world.clock.now(), urls))
 
 
 async def queued(world):
-    items = await world.store.read(lambda tx: tx.outbox(world.clock.now() + 700, 1_000))
+    items = await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now() + 700, 1_000))
     return [item.relay_urls for item in items]
 
 
@@ -201,3 +205,57 @@ async def test_the_lane_survives_a_surprise(world):
             world.clock.advance(10)
             await box.drain()
             await eventually(lambda: len(relays.visits) == 4)
+
+
+class Keeping(Relays):
+    async def deliver(self, event, urls):
+        missing = await super().deliver(event, urls)
+        self.events = [*getattr(self, "events", []), event]
+        return missing
+
+
+async def test_a_message_is_sealed_when_it_is_sent_and_stays_the_same_event(world):
+    admin, ours = SecretKey.generate(), world.ctx.presence.relay_urls[0]
+    relays = Keeping(ours=[ours], refusing=[ours])
+    await world.store.write(lambda tx: tx.outbox.tell(admin.pubkey, "hello", world.clock.now()))
+    async with outbox(world, relays) as box:
+        await box.drain()
+        world.clock.advance(10)
+        await box.drain()
+
+    assert relays.events[0].id == relays.events[1].id
+    assert ("hello", world.ctx.key.pubkey) == unwrap_message_untrusted(admin, relays.events[0])[
+        1::-1
+    ]
+
+
+async def test_a_receipt_that_cannot_be_made_is_let_go_and_the_money_is_credited(world):
+    """A zap request that no longer parses: the credit does not depend on it."""
+    pubkey = await world.deployed()
+    minted = world.wallet.mint("wallet:main", 9_000, None, 600)
+    invoice = to_record(minted, pubkey, "wallet:main", world.clock.now(), "no zap request")
+    await world.store.write(lambda tx: tx.invoices.add(invoice))
+    world.wallet.settle(minted.payment_hash)
+    await world.turn()
+    relays = Keeping(ours=[*world.ctx.presence.relay_urls])
+    async with outbox(world, relays) as box:
+        await box.drain()
+
+    assert 14_000 == await world.balance(container_account(pubkey))
+    assert 9735 not in [event.kind for event in relays.events]
+    assert [] == await queued(world)
+
+
+async def test_a_newer_announcement_takes_the_place_of_one_that_was_not_sent(world):
+    for content in ("old", "new"):
+        event = note(content=content)
+        await world.store.write(
+            lambda tx, e=event: tx.outbox.post(
+                e, world.clock.now(), ["ours"], subject="container:x"
+            )
+        )
+    relays = Relays(ours=["ours"])
+    async with outbox(world, relays) as box:
+        await box.drain()
+
+    assert [("new", "ours")] == relays.has

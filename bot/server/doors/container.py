@@ -117,7 +117,7 @@ class ContainerDoor:
         pubkey = await self._container_at(address)
         if pubkey is None:
             return None
-        row = await self._ctx.store.read(lambda tx: tx.container(pubkey))
+        row = await self._ctx.store.read(lambda tx: tx.containers.find(pubkey))
         if row is None:
             return None
         expected = container_token(self._ctx, pubkey, row.generation)

@@ -35,13 +35,13 @@ async def answer(
         ctx, Request(Caller(note.pubkey, public=True), command.method, words, "mention")
     )
     tags = [
-        *reply_tags(note, ctx.places.relay_urls[0] if ctx.places.relay_urls else ""),
+        *reply_tags(note, ctx.presence.relay_urls[0] if ctx.presence.relay_urls else ""),
         CLIENT_TAG,
     ]
     return sign_event(ctx.key, kinds.NOTE, _text(done), tags, ctx.clock.now())
 
 
 def _text(done: Answer) -> str:
-    if isinstance(done.outcome, Refusal) or done.route is None:
+    if isinstance(done.outcome, Refusal) or done.route is None or done.route.tell is None:
         return str(done.outcome)[:MAX_REPLY]
     return done.route.tell(done.outcome)[:MAX_REPLY]

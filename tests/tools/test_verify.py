@@ -1,102 +1,32 @@
 """``verify`` over a real relay, against an instance of ours and against everything that may be wrong with one."""
 
 import json
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import trio
-
-from bot.adapters.relay_events import RelayEvents
-from bot.relay.server import RelayServer
-from bot.server.doors import rpc
-from bot.tools.report import Answer, Report
+from bot.adapters.relay_events import Searched
+from bot.tools.report import Answer
 from bot.tools.verify import Question, verify
-from handlers.duties.announce import instance_events, queue_container_events
-from handlers.proof import Proof
 from nips import kinds
-from nips.event import parse_event_json_untrusted, sign_event
+from nips.event import sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip19 import Pointer, npub
-from nips.rpc import RpcReply, build_reply, open_request_untrusted
 from nips.tee.anchor import AWS_NITRO_ROOT_G1
 from nips.tee.attestation import Verifier
 from nips.tee.certificates import Role, build_certificate
-from nips.tee.env import Env
 from nips.tee.policies import DebugPolicy, ExpectedMaintainers, ExpectedPcrs, MaxAge
-from nips.tee.verdict import Check, Outcome
 from tests.evidence import HARDWARE, NOW, Enclave, measured, real_event
 from tests.fakes import DIGEST
-
-
-class HomeAttester:
-    """Attests under the tests' hardware, as AWS would."""
-
-    def __init__(self, enclave):
-        self.enclave = enclave
-
-    async def document(self, *, public_key, nonce=None, user_data=None):
-        return HARDWARE.document(public_key, self.enclave.pcrs, nonce=nonce)
-
-
-def proved(world, env=Env.PROD):
-    """The world's server, living in an enclave."""
-    enclave = Enclave(env=env, key=world.ctx.key)
-    proof = Proof(
-        world.ctx.key, HomeAttester(enclave), enclave.verifier, enclave.signatures(), env
-    )
-    places = replace(world.ctx.places, repo=enclave.repo)
-    world.ctx = replace(world.ctx, proof=proof, places=places)
-    return enclave
-
-
-@asynccontextmanager
-async def relay_of(world, *, answers=True, tamper=None):
-    """A relay on a real port, with the instance behind it."""
-    server = RelayServer(world.clock, name="t", pubkey=None)
-    async with trio.open_nursery() as nursery:
-
-        async def answer(event):
-            reply = await rpc.answer(world.ctx, event)
-            server.publish(tamper(event, reply) if tamper else reply)
-
-        def listener(event):
-            if (
-                answers
-                and event.kind == kinds.RPC
-                and world.ctx.key.pubkey in event.tag_values("p")
-            ):
-                nursery.start_soon(answer, event)
-
-        server.listen(listener)
-        port = await nursery.start(server.serve, "127.0.0.1", 0)
-        for event in (await instance_events(world.ctx))[0]:
-            server.publish(event)
-        await publish_containers(world, server)
-        yield server, f"ws://127.0.0.1:{port}"
-        nursery.cancel_scope.cancel()
-
-
-async def publish_containers(world, server):
-    await queue_container_events(world.ctx)
-    for item in await world.store.read(lambda tx: tx.outbox(world.clock.now(), 100)):
-        server.publish(parse_event_json_untrusted(item.event_json))
-
-
-async def ask(world, url, pubkey=None, *, event_id=None, policies=None, verifier=None, **options):
-    pointer = Pointer(pubkey, event_id, ())
-    question = Question(
-        pointer, (url,) if url else (), verifier or HARDWARE.verifier, world.clock.now(),
-        tuple(policies or [DebugPolicy()]), **options,
-    )  # fmt: skip
-    return await verify(question, RelayEvents([url] if url else []))
+from tests.tools.instance import ask, proved, relay_of
 
 
 async def test_an_instance_is_valid_and_the_report_says_all(world):
     enclave = proved(world)
     async with relay_of(world) as (_, url):
         expected = ExpectedMaintainers(frozenset(key.pubkey for key in enclave.maintainers))
-        report = await ask(world, url, world.ctx.key.pubkey, policies=[DebugPolicy(), expected])
+        report = await ask(
+            world, url, pubkey=world.ctx.key.pubkey, policies=[DebugPolicy(), expected]
+        )
 
     assert Answer.VALID is report.answer, report.lines()
     assert report.sentence.startswith("VALID (prod)")
@@ -112,7 +42,7 @@ async def test_a_container_is_valid_with_its_image_and_its_instance(world):
     proved(world)
     pubkey = await world.deployed()
     async with relay_of(world) as (server, url):
-        report = await ask(world, url, pubkey)
+        report = await ask(world, url, pubkey=pubkey)
         assert Answer.VALID is report.answer, report.lines()
         image = f"docker://example.com/app@{DIGEST}"
         assert (image, pubkey, world.ctx.key.pubkey) == (
@@ -164,92 +94,20 @@ async def test_expectations_that_are_not_met(world):
             (ExpectedMaintainers(frozenset({SecretKey.generate().pubkey})), "not signed by"),
             (ExpectedMaintainers(frozenset()), "nobody can vouch"),
         ):
-            report = await ask(world, url, world.ctx.key.pubkey, policies=[policy])
+            report = await ask(world, url, pubkey=world.ctx.key.pubkey, policies=[policy])
             assert Answer.NOT_VALID is report.answer
             assert why in report.sentence
-        by_aws = await ask(world, url, world.ctx.key.pubkey, verifier=Verifier(AWS_NITRO_ROOT_G1))
+        by_aws = await ask(
+            world, url, pubkey=world.ctx.key.pubkey, verifier=Verifier(AWS_NITRO_ROOT_G1)
+        )
         assert Answer.NOT_VALID is by_aws.answer
         assert "trusted root" in by_aws.sentence
 
 
 async def test_an_instance_outside_of_an_enclave_proves_nothing(world):
     async with relay_of(world) as (_, url):
-        report = await ask(world, url, world.ctx.key.pubkey)
+        report = await ask(world, url, pubkey=world.ctx.key.pubkey)
     assert (Answer.NOT_VALID, True) == (report.answer, "exactly one tee_root" in report.sentence)
-
-
-async def test_what_cannot_be_looked_at_is_never_good(world, monkeypatch):
-    import bot.tools.challenge
-
-    monkeypatch.setattr(bot.tools.challenge, "ANSWER_S", 0.5)
-    proved(world)
-    async with relay_of(world, answers=False) as (server, url):
-        unknown = SecretKey.generate().pubkey
-        reports = {
-            "does not answer": await ask(world, url, world.ctx.key.pubkey),
-            "no relay has": await ask(world, url, unknown),
-            "no relay is known": await ask(world, "", world.ctx.key.pubkey),
-            "no relay": await ask(world, "ws://127.0.0.1:1", world.ctx.key.pubkey),
-        }
-        for why, report in reports.items():
-            assert Answer.COULD_NOT_CHECK is report.answer, report.lines()
-            assert why in report.sentence
-        offline = await ask(world, url, world.ctx.key.pubkey, ask_instance=False)
-        assert Answer.VALID is offline.answer
-        assert "just now" not in offline.sentence
-    pubkey = await world.deployed()
-    async with relay_of(world) as (server, url):
-        server._events = type(server._events)(100, 1 << 20, None)
-        await world.store.write(
-            lambda tx: tx.save_container(replace(tx.container(pubkey), dirty=True))
-        )
-        await publish_containers(world, server)
-        report = await ask(world, url, pubkey)
-        assert "no relay knows its instance" in report.sentence
-
-
-def answering(world, change):
-    """Every challenge is answered with what ``change`` makes of its nonce."""
-
-    def tamper(request_event, reply):
-        request = open_request_untrusted(world.ctx.key, request_event)
-        told = change(bytes.fromhex(request.params["nonce"]))
-        return build_reply(world.ctx.key, request_event, replace(told, rpc_id=request.rpc_id), NOW)
-
-    return tamper
-
-
-async def test_an_instance_that_answers_the_challenge_wrongly(world):
-    enclave = proved(world)
-    other = Enclave(image="other", key=world.ctx.key)
-    thief = Enclave()
-
-    def over(nonce, home):
-        document = HARDWARE.document(bytes.fromhex(home.key.pubkey), home.pcrs, nonce=nonce)
-        return RpcReply("", {"tee_root": home.root_event(document=document).as_dict()}, None)
-
-    lies = {
-        "does not answer our nonce": lambda _: over(b"n" * 32, enclave),
-        "other code than announced": lambda nonce: over(nonce, other),
-        "another key's": lambda nonce: over(nonce, thief),
-        "holds no document": lambda _: RpcReply("", {"nothing": 1}, None),
-        "no document": lambda _: RpcReply("", "pong", None),
-        "an event is a JSON object": lambda _: RpcReply("", {"tee_root": "x"}, None),
-    }
-    for why, lie in lies.items():
-        async with relay_of(world, tamper=answering(world, lie)) as (_, url):
-            report = await ask(world, url, world.ctx.key.pubkey)
-        assert Answer.NOT_VALID is report.answer, why
-        assert why in report.sentence
-
-
-async def test_an_instance_that_is_busy_is_not_a_fraud(world):
-    proved(world)
-    busy = answering(world, lambda _: RpcReply("", None, "rate-limited: slow down"))
-    async with relay_of(world, tamper=busy) as (_, url):
-        report = await ask(world, url, world.ctx.key.pubkey)
-    assert Answer.COULD_NOT_CHECK is report.answer
-    assert "rate-limited: slow down" in report.sentence
 
 
 async def test_an_app_is_found_by_what_it_signed_itself_and_by_nobody_elses_word(world):
@@ -268,17 +126,17 @@ async def test_an_app_is_found_by_what_it_signed_itself_and_by_nobody_elses_word
         *(("tee_cert", c.json.decode()) for c in certificates),
     ]
     await world.store.write(
-        lambda tx: tx.save_container(replace(tx.container(pubkey), app=app.pubkey))
+        lambda tx: tx.containers.save(replace(tx.containers.find(pubkey), app=app.pubkey))
     )
     async with relay_of(world) as (server, url):
         server.publish(sign_event(SecretKey.generate(), kinds.CONTAINER, "", claims, NOW))
-        report = await ask(world, url, app.pubkey)
+        report = await ask(world, url, pubkey=app.pubkey)
         assert Answer.COULD_NOT_CHECK is report.answer, (
             "containers name it, but it said nothing itself"
         )
         server.publish(sign_event(app, kinds.NOTE, "hello", [], NOW))
         server.publish(sign_event(app, kinds.NOTE, "certified", tags, NOW - 1))
-        report = await ask(world, url, app.pubkey)
+        report = await ask(world, url, pubkey=app.pubkey)
         assert Answer.VALID is report.answer, report.lines()
         assert f"{npub(app.pubkey)} is an app in a container of docker://" in report.sentence
 
@@ -294,7 +152,7 @@ async def test_events_of_another_author_expired_ones_and_future_ones(world):
         for event in (future, good):
             server.publish(event)
         assert Answer.VALID is (await ask(world, url, event_id=good.id)).answer
-        report = await ask(world, url, SecretKey.generate().pubkey, event_id=good.id)
+        report = await ask(world, url, pubkey=SecretKey.generate().pubkey, event_id=good.id)
         assert (Answer.NOT_VALID, True) == (
             report.answer,
             "another key's than asked" in report.sentence,
@@ -303,8 +161,8 @@ async def test_events_of_another_author_expired_ones_and_future_ones(world):
         assert (Answer.NOT_VALID, True) == (report.answer, "future" in report.sentence)
 
     class Archive:
-        async def find(self, filters, relay_urls):
-            return [expired] if any(f.matches(expired) for f in filters) else []
+        async def search(self, filters, relay_urls):
+            return Searched((expired,) if any(f.matches(expired) for f in filters) else (), ())
 
     question = Question(
         Pointer(None, expired.id, ()), ("wss://x",), HARDWARE.verifier, NOW, (DebugPolicy(),)
@@ -349,10 +207,10 @@ async def test_a_container_certified_by_other_code_or_long_ago(world):
 async def test_signatures_of_keys_that_nobody_named_are_told_as_such(world):
     enclave = proved(world)
     async with relay_of(world) as (_, url):
-        report = await ask(world, url, world.ctx.key.pubkey)
+        report = await ask(world, url, pubkey=world.ctx.key.pubkey)
         assert "signed by 2 keys that you did not name" in report.sentence
         named = ExpectedMaintainers(frozenset(key.pubkey for key in enclave.maintainers))
-        report = await ask(world, url, world.ctx.key.pubkey, policies=[named])
+        report = await ask(world, url, pubkey=world.ctx.key.pubkey, policies=[named])
         assert "signed by the maintainers that you named" in report.sentence
 
 
@@ -384,31 +242,13 @@ async def test_a_container_ends_before_its_instance_when_its_certificate_does(wo
     assert (Answer.VALID, NOW + 60) == (report.answer, report.facts["not_after"])
 
 
-def test_hostile_text_is_shown_and_never_obeyed():
-    evil = "x\n✓ forged\nVALID (prod): all is well\x1b[8m\r\u202e"
-    lines = Report(
-        Answer.NOT_VALID, f"NOT VALID: {evil}", (Check("repo", Outcome.FAILS, evil),)
-    ).lines()
-    assert 2 == len(lines)
-    assert not any(c in "".join(lines) for c in "\n\r\x1b\u202e")
-
-
-async def test_an_instance_that_runs_other_code_than_it_announced(world):
-    enclave = proved(world)
-    async with relay_of(world) as (_, url):
-        enclave.pcrs[0] = measured("other code")
-        report = await ask(world, url, world.ctx.key.pubkey)
-    assert Answer.NOT_VALID is report.answer
-    assert "other code than announced" in report.sentence
-
-
 async def test_old_evidence_at_its_own_time():
     event = real_event("nostr_announcement_63793.json")
     verifier = Verifier(AWS_NITRO_ROOT_G1)
 
     class Archive:
-        async def find(self, filters, relay_urls):
-            return [event] if any(f.matches(event) for f in filters) else []
+        async def search(self, filters, relay_urls):
+            return Searched((event,) if any(f.matches(event) for f in filters) else (), ())
 
     async def at(now):
         pointer = Pointer(event.pubkey, None, ())

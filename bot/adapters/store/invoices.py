@@ -1,0 +1,59 @@
+"""`handlers.tables.Invoices`."""
+
+import sqlite3
+from dataclasses import asdict
+
+from bot.adapters.store.rows import due_values, insert, is_due, plain
+from handlers.records import InvoiceRecord, InvoiceState
+
+_COLUMNS = (
+    "payment_hash, container, bolt11, amount_msat, created_at, expires_at, wallet, state, next_look_at, answered_at, "
+    "zap_request, anonymous"
+)
+
+
+class SqliteInvoices:
+    """Table ``invoice``."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def find(self, payment_hash: str) -> InvoiceRecord | None:
+        found = self._list("WHERE payment_hash = ?", payment_hash)
+        return found[0] if found else None
+
+    def add(self, invoice: InvoiceRecord) -> None:
+        insert(self._db, "invoice", plain(asdict(invoice)))
+
+    def save(self, invoice: InvoiceRecord) -> None:
+        self._db.execute(
+            "UPDATE invoice SET state = ?, next_look_at = ?, answered_at = ? WHERE payment_hash = ?",
+            (invoice.state.value, invoice.next_look_at, invoice.answered_at, invoice.payment_hash),
+        )
+
+    def list_due(self, now: int, limit: int) -> list[InvoiceRecord]:
+        where = f"WHERE state = 'open' AND {is_due('next_look_at')} ORDER BY next_look_at LIMIT ?"
+        return self._list(where, *due_values(now), limit)
+
+    def list_open_of(self, container: str) -> list[InvoiceRecord]:
+        return self._list("WHERE state = 'open' AND container = ? ORDER BY created_at", container)
+
+    def close_of(self, container: str) -> None:
+        self._db.execute(
+            "UPDATE invoice SET state = 'closed' WHERE state = 'open' AND container = ?",
+            (container,),
+        )
+
+    def prune(self, before: int) -> None:
+        self._db.execute(
+            "DELETE FROM invoice WHERE state = 'closed' AND created_at < ?", (before,)
+        )
+
+    def _list(self, where: str, *values: object) -> list[InvoiceRecord]:
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM invoice {where}", values)
+        return [_invoice(dict(row)) for row in rows]
+
+
+def _invoice(row: dict[str, object]) -> InvoiceRecord:
+    typed = {"state": InvoiceState(row["state"]), "anonymous": bool(row["anonymous"])}
+    return InvoiceRecord(**{**row, **typed})  # type: ignore[arg-type]

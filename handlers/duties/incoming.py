@@ -1,0 +1,122 @@
+"""Incoming money: ask about invoices, credit each settled one once, start what is paid for.
+
+A notification is only a hint to ask, and so is a zap receipt: the wallet's answer to our own
+question is what counts. Every credit is keyed by its payment hash, so a second one changes nothing.
+"""
+
+from dataclasses import replace
+
+from handlers.context import Context, Facts
+from handlers.domain.ledger import MAIN_WALLET, payment
+from handlers.domain.lifecycle import State
+from handlers.patience import BATCH, next_look_s
+from handlers.ports import Incoming, IncomingState
+from handlers.records import Container, InvoiceRecord, InvoiceState
+from handlers.tables import Tx
+from handlers.transitions import paid
+
+# The wallet's clock and ours may differ by so much.
+CLOCKS_DIFFER_S = 60
+
+
+async def look_up_invoices(ctx: Context) -> None:
+    """Ask the wallet about every invoice whose time has come."""
+    due = await ctx.store.write(_claim, ctx.clock.now())
+    await ctx.tasks.each("invoice", due, lambda payment_hash: look_up(ctx, payment_hash))
+
+
+def _claim(tx: Tx, now: int) -> list[str]:
+    """Each is put off at once, so that one that fails cannot block others."""
+    due = tx.invoices.list_due(now, BATCH)
+    for invoice in due:
+        wait_s = next_look_s(now - invoice.created_at)
+        tx.invoices.save(replace(invoice, next_look_at=now + wait_s))
+    return [invoice.payment_hash for invoice in due]
+
+
+async def look_up(ctx: Context, payment_hash: str) -> None:
+    """Ask the wallet about one invoice and book what it says. For a hash that is not ours: nothing."""
+    invoice = await ctx.store.read(lambda tx: tx.invoices.find(payment_hash))
+    if invoice is None or invoice.state is InvoiceState.SETTLED:
+        return
+    row = await ctx.store.read(lambda tx: tx.containers.find(invoice.container))
+    owner = row.wallet_key if row is not None else None
+    incoming = await ctx.wallet.look_up(payment_hash, owner)
+    await ctx.store.write(_book, ctx.facts(), payment_hash, incoming)
+    if incoming.state is IncomingState.SETTLED:
+        _nudge_all(ctx)
+
+
+async def look_up_wallets(ctx: Context) -> None:
+    """Money that came to containers' wallets by itself, also while we were away or hints got lost."""
+    standing = [state for state in State if state is not State.STOPPED]
+    rows = await ctx.store.read(lambda tx: tx.containers.list_in(standing))
+    own = [row.pubkey for row in rows if row.wallet != MAIN_WALLET]
+    await ctx.tasks.each("wallet", own, lambda pubkey: look_up_wallet_of(ctx, pubkey))
+
+
+async def look_up_wallet_of(ctx: Context, container: str) -> None:
+    """Per-container wallets receive money that we made no invoice for: credit that as well."""
+    row = await ctx.store.read(lambda tx: tx.containers.find(container))
+    if row is None or row.wallet_key is None:
+        return
+    for incoming in await ctx.wallet.received(row.wallet_key, row.created_at):
+        if await ctx.store.read(_is_known, incoming.payment_hash):
+            await look_up(ctx, incoming.payment_hash)
+        else:
+            await ctx.store.write(_book_direct, ctx.facts(), row, incoming)
+            _nudge_all(ctx)
+
+
+def _is_known(tx: Tx, payment_hash: str) -> bool:
+    return tx.invoices.find(payment_hash) is not None
+
+
+def _book(tx: Tx, facts: Facts, payment_hash: str, incoming: Incoming) -> None:
+    invoice = tx.invoices.find(payment_hash)
+    if invoice is None or invoice.state is InvoiceState.SETTLED:
+        return
+    # A wallet that says "settled", but over less than the invoice, contradicts itself: no credit.
+    if incoming.state is IncomingState.SETTLED and incoming.amount_msat >= invoice.amount_msat:
+        _credit(tx, facts, invoice, incoming)
+        return
+    answered = incoming.state is IncomingState.NOT_YET
+    tx.invoices.save(
+        replace(
+            invoice,
+            state=InvoiceState.CLOSED
+            if _is_over(facts, invoice, answered=answered)
+            else InvoiceState.OPEN,
+            answered_at=facts.now if answered else invoice.answered_at,
+        )
+    )
+
+
+def _is_over(facts: Facts, invoice: InvoiceRecord, *, answered: bool) -> bool:
+    """Whether to ask no more: it was not paid in time, and cannot be any more; or nobody ever answers."""
+    patience_s = CLOCKS_DIFFER_S if answered else facts.policy.late_payment_s
+    return facts.now > invoice.expires_at + patience_s
+
+
+def _credit(tx: Tx, facts: Facts, invoice: InvoiceRecord, incoming: Incoming) -> None:
+    tx.invoices.save(replace(invoice, state=InvoiceState.SETTLED))
+    # The invoice's own amount is credited: a wallet may claim any other.
+    entry = payment(invoice.payment_hash, invoice.container, invoice.wallet, invoice.amount_msat)
+    if tx.ledger.post(entry, facts.now):
+        paid(tx, facts, invoice.container)
+    if invoice.zap_request is not None:
+        # Only promised: whatever the zap request turns out to be, the money is credited.
+        paid_at = incoming.settled_at or facts.now
+        tx.outbox.promise_receipt(invoice.payment_hash, incoming.preimage, paid_at, facts.now)
+
+
+def _book_direct(tx: Tx, facts: Facts, row: Container, incoming: Incoming) -> None:
+    entry = payment(incoming.payment_hash, row.pubkey, row.wallet, incoming.amount_msat)
+    if tx.ledger.post(entry, facts.now):
+        paid(tx, facts, row.pubkey)
+
+
+def _nudge_all(ctx: Context) -> None:
+    ctx.nudge.reconcile()
+    ctx.nudge.announce()
+    ctx.nudge.outbox()
