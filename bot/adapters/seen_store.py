@@ -13,26 +13,18 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 import trio
 
 from bot.clock import Clock
 
-# Some 25 MB of memory.
 log = structlog.get_logger()
+# Some 30 MB of memory.
 MOST_IDS = 100_000
 PRUNED_AT_ONCE = 500
 # For ids of files that do not tell: as long as anything was kept.
 OLD_KEEP_S = 1_200
-
-
-class _Until(NamedTuple):
-    """Seconds: Unix time, and time since boot."""
-
-    wall_s: int
-    boot_s: int
 
 
 @dataclass
@@ -53,8 +45,9 @@ class SeenStore:
         self._make_table()
         # How long the machine was off, nobody knows: all that is on file is kept its whole time once more.
         boot_s = clock.boot_ms() // 1_000
+        # Until when: Unix time and time since boot, in seconds. Plain tuples, which the collector leaves alone.
         self._until = {
-            event_id: _Until(until, boot_s + keep_s)
+            event_id: (until, boot_s + keep_s)
             for event_id, until, keep_s in self._db.execute("SELECT id, until, keep_s FROM kept")
         }
         self._batch = _Batch()
@@ -84,7 +77,7 @@ class SeenStore:
     async def record(self, event_id: str, keep_s: int) -> None:
         """Return when the id is written. From the first moment on, the id counts as seen."""
         key, until = bytes.fromhex(event_id), self._clock.now() + keep_s
-        self._until[key] = _Until(until, self._clock.boot_ms() // 1_000 + keep_s)
+        self._until[key] = (until, self._clock.boot_ms() // 1_000 + keep_s)
         batch = self._batch
         batch.rows.append((key, until, keep_s))
         # Everybody who is ready now adds an id; whoever comes back first writes them all.
@@ -123,8 +116,8 @@ class SeenStore:
         now, boot_s = self._clock.now(), self._clock.boot_ms() // 1_000
         old = [
             event_id
-            for event_id, until in self._until.items()
-            if until.wall_s < now and until.boot_s < boot_s
+            for event_id, (until, until_boot_s) in self._until.items()
+            if until < now and until_boot_s < boot_s
         ]
         for event_id in old:
             del self._until[event_id]

@@ -133,10 +133,6 @@ class RelayConnection:
         self._subscriptions[sub_id] = subscription
         self._send_req(subscription)
 
-    def unsubscribe(self, sub_id: str) -> None:
-        if self._subscriptions.pop(sub_id, None) is not None:
-            self._send(nip01.encode("CLOSE", sub_id))
-
     async def publish(self, event: VerifiedEvent, *, wait_ok: bool = True) -> Published:
         """Send an event; never waits for a connection, and for the OK only so long."""
         if self._websocket is None:

@@ -91,11 +91,6 @@ class RelayPool:
         for connection in self._connections.values():
             connection.subscribe(sub_id, tuple(filters), back_s=back_s)
 
-    def unsubscribe(self, sub_id: str) -> None:
-        self._subscriptions.pop(sub_id, None)
-        for connection in self._connections.values():
-            connection.unsubscribe(sub_id)
-
     async def receive(self) -> Heard:
         """The next event; each id once per subscription, whichever relays bring it."""
         return await self._receive_channel.receive()

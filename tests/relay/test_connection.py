@@ -338,13 +338,6 @@ async def test_a_slow_consumer_slows_the_relay_and_loses_nothing():
         assert [str(n) for n in range(total)] == heard
 
 
-async def test_unsubscribing_tells_the_relay():
-    async with hostile(quiet) as (bad, url), pool(url) as client:
-        client.subscribe("s", ONES)
-        client.unsubscribe("s")
-        await eventually(lambda: ["CLOSE", "s"] in bad.heard)
-
-
 async def test_auth_challenges_are_answered_with_the_relays_own_url(key):
     async def challenges(relay, ws, message):
         if message[0] == "REQ":
