@@ -46,7 +46,7 @@ async def deploy(ctx: Context, caller: Caller, params: DeployParams) -> dict[str
     refusal = await ctx.store.read(lambda tx: _no_room(tx, ctx, caller, params.units))
     if refusal is not None:
         return refusal
-    quoted = await _quote_for(ctx, params)
+    quoted = await _quote_for(ctx, caller, params)
     if isinstance(quoted, Refusal):
         return quoted
     amount_msat = _first_amount(quoted, params.amount_sat)
@@ -97,9 +97,9 @@ def capacity_refusal(problem: NoCapacity) -> Refusal:
     return Refusal(Code(word), text)
 
 
-async def _quote_for(ctx: Context, params: DeployParams) -> Quote | Refusal:
+async def _quote_for(ctx: Context, caller: Caller, params: DeployParams) -> Quote | Refusal:
     if params.quote_id is None:
-        found = await resolve(ctx, params.docker, params.units)
+        found = await resolve(ctx, caller, params.docker, params.units)
         return found if isinstance(found, Refusal) else price(ctx, found, params.units)
     quote_id = params.quote_id
     kept = await ctx.store.read(lambda tx: tx.quote(quote_id))

@@ -23,7 +23,10 @@ class InfoParams:
 
 async def info(ctx: Context, caller: Caller, params: InfoParams) -> dict[str, Any] | Refusal:
     """Names of environment variables are told, their values never."""
-    return await ctx.store.read(lambda tx: _info(tx, ctx, caller, params.pubkey))
+    told = await ctx.store.read(lambda tx: _info(tx, ctx, caller, params.pubkey))
+    if isinstance(told, Refusal):
+        return told
+    return told | {"progress": ctx.engine.progress(params.pubkey)}
 
 
 def _info(tx: Tx, ctx: Context, caller: Caller, pubkey: str) -> dict[str, Any] | Refusal:

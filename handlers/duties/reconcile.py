@@ -90,11 +90,20 @@ def _started(tx: Tx, pubkey: str, generation: int) -> bool:
 
 
 async def _cannot_start(ctx: Context, row: Container, problem: CannotStart) -> bool:
-    late = ctx.clock.now() - row.owed_since > ctx.policy.start_deadline_s
+    """False when it is worth another try. Standing in line behind others does not count as being late."""
+    owed_since = row.owed_since + problem.waited_s
+    late = ctx.clock.now() - owed_since > ctx.policy.start_deadline_s
     if not problem.permanent and not late:
+        await ctx.store.write(lambda tx: _owe_since(tx, row, owed_since))
         return False
     await _give_up(ctx, row.pubkey, row.generation, problem.reason)
     return True
+
+
+def _owe_since(tx: Tx, tried: Container, owed_since: int) -> None:
+    row = tx.container(tried.pubkey)
+    if row is not None and row.generation == tried.generation and row.owed_since != owed_since:
+        tx.save_container(replace(row, owed_since=owed_since))
 
 
 async def _give_up_on_exit(ctx: Context, pubkey: str) -> None:
@@ -146,4 +155,5 @@ def _spec(ctx: Context, row: Container) -> ContainerSpec:
         env=row.env | _environment(ctx, row),
         volumes=row.volumes,
         ports=row.ports,
+        admin=row.admin,
     )
