@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from bot.adapters.guarded_network import is_public
-from bot.adapters.oci_registry import OciRegistry, RegistryConfig
+from bot.adapters.oci_registry import OciRegistry
+from bot.adapters.registry_client import RegistryConfig
 from handlers.domain.image import parse_image_ref
 from handlers.ports import ImageProblem
 
@@ -18,6 +19,10 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 
 def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+LAYERS = [{"size": size, "digest": "sha256:" + "e" * 64} for size in (5, 7)]
+PLAIN = {"os": "linux", "architecture": "amd64", "config": {}}
 
 
 class FakeSite:
@@ -58,15 +63,13 @@ class FakeSite:
             pass
 
     def image(self, name="a", *, config=None, layers=None, tag="1"):
-        config = json.dumps(
-            config or {"os": "linux", "architecture": "amd64", "config": {}}
-        ).encode()
+        layers = LAYERS if layers is None else layers
+        config = {**PLAIN, **(config or {})}
+        config["config"] = {"Cmd": ["/app"], **config["config"]}
+        config.setdefault("rootfs", {"diff_ids": ["sha256:" + "d" * 64] * len(layers)})
+        config = json.dumps(config).encode()
         manifest = json.dumps(
-            {
-                "mediaType": MANIFEST,
-                "config": {"digest": digest(config)},
-                "layers": layers or [{"size": 5}, {"size": 7}],
-            }
+            {"mediaType": MANIFEST, "config": {"digest": digest(config)}, "layers": layers}
         ).encode()
         self.pages[f"/v2/{name}/blobs/{digest(config)}"] = (200, {}, config)
         for key in (tag, digest(manifest)):
