@@ -20,7 +20,7 @@ from bot.adapters.registry_client import Blob, Broken, Refused
 T = TypeVar("T")
 # What is written and checked in one turn of a worker thread, and how much that may unpack to.
 TURN_BYTES, TURN_STEPS = 1 << 20, 256
-MAX_BREAKS = 4
+MAX_BREAKS, PAUSE_S = 4, 0.2
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,14 @@ class Fetch:
                     check = await self._receive(layer, file, check)
                 except Broken as error:
                     broken = error
-                self._rate.came(0, trio.current_time())
                 breaks = 0 if check.packed_bytes > before else breaks + 1
                 if breaks > MAX_BREAKS:
                     raise broken
                 if breaks:
-                    await trio.sleep(0.2 * 2**breaks)
+                    await trio.sleep(PAUSE_S * 2**breaks)
+                else:
+                    # A new connection does not begin a new window.
+                    self._rate.came(0, trio.current_time())
         check.end()
         return check
 
