@@ -250,7 +250,7 @@ async def test_neighbours_host_and_private_networks_are_out_of_reach(ground):
         client.close()
         host = ground.engine_address.rpartition(".")[0] + ".1"
         registry_port = ground.registry.partition(":")[2]
-        probes = f"{address} 7000\n{ground.engine_address} {registry_port}\n{host} 22\n169.254.169.254 80"
+        probes = f"{address} 7000\n{host} {registry_port}\n{host} 22\n169.254.169.254 80"
         command = f"echo '{probes}' | while read h p; do if nc -w 2 $h $p </dev/null 2>/dev/null; then echo reached $h; fi; done; echo done; sleep 100"
         spec = await spec_for(ground, command)
         await engine.start(spec)
