@@ -1,14 +1,15 @@
-"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc start metering``."""
+"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc start metering images``."""
 
 import sys
 
-from bench import attestation, metering, rpc, start
+from bench import attestation, images, metering, rpc, start
 
 ALL = {
     "attestation": attestation.run,
     "rpc": rpc.run,
     "start": start.run,
     "metering": metering.run,
+    "images": images.run,
 }
 
 
