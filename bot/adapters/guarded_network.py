@@ -13,7 +13,6 @@ from typing import Any
 import httpcore
 import trio
 
-
 MAX_LOOKUPS = 64
 
 

@@ -5,6 +5,7 @@ only what was not written yet. A registry must keep up a minimum rate: one that 
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,8 @@ from bot.adapters.registry_client import Blob, Broken, Refused
 
 T = TypeVar("T")
 # What is written and checked in one turn of a worker thread, and how much that may unpack to.
-TURN_BYTES, TURN_STEPS = 1 << 20, 256
+TURN_BYTES, TURN_STEPS = 1 << 20, 64
+LAYERS_AT_ONCE = 3
 MAX_BREAKS, PAUSE_S = 4, 0.2
 
 
@@ -58,24 +60,44 @@ class Fetch:
         self._registry, self._manifest, self._folder = registry, manifest, folder
         self._room_bytes, self._pace, self._workers = room_bytes, pace, workers
         self._rate = _Rate(pace, trio.current_time())
-        self._unpacked_bytes = self._ended_bytes = 0
-        self._check: LayerCheck | None = None
-        self._is_continued = False
+        self._checks: dict[str, LayerCheck] = {}
+        self._continued: set[str] = set()
+        self._done: dict[str, Packed] = {}
+        self._refused: Refused | None = None
+        # An image may name a layer more than once; the engine unpacks it each time.
+        self._times = Counter(layer.digest for layer in manifest.layers)
         self._distinct = {layer.digest: layer for layer in manifest.layers}
         self.total_bytes = sum(layer.size_bytes for layer in self._distinct.values())
 
     @property
     def got_bytes(self) -> int:
-        return self._ended_bytes + (self._check.packed_bytes if self._check else 0)
+        return sum(check.packed_bytes for check in self._checks.values())
 
     async def run(self) -> dict[str, Packed]:
-        """All layers by their digests. Raises `Refused`."""
+        """All layers by their digests, in the manifest's order. Raises `Refused`."""
+        at_once = trio.CapacityLimiter(LAYERS_AT_ONCE)
         with trio.move_on_after(self._pace.deadline_s):
-            return {digest: await self._layer(layer) for digest, layer in self._distinct.items()}
+            async with trio.open_nursery() as nursery:
+                for layer in self._distinct.values():
+                    nursery.start_soon(self._one, layer, at_once, nursery.cancel_scope)
+            if self._refused is not None:
+                raise self._refused
+            return {digest: self._done[digest] for digest in self._distinct}
         got = f"{megabytes(self.got_bytes)} of {megabytes(self.total_bytes)} MB"
         raise Refused(
             f"the registry is too slow: {got} in {self._pace.deadline_s:g} s", permanent=False
         )
+
+    async def _one(
+        self, layer: Layer, at_once: trio.CapacityLimiter, all_of_them: trio.CancelScope
+    ) -> None:
+        """The first refusal is the image's."""
+        async with at_once:
+            try:
+                self._done[layer.digest] = await self._layer(layer)
+            except Refused as refused:
+                self._refused = self._refused or refused
+                all_of_them.cancel()
 
     async def _layer(self, layer: Layer) -> Packed:
         path = self._folder / layer.digest.removeprefix("sha256:")
@@ -83,23 +105,16 @@ class Fetch:
             check = await self._fetched_again(layer, path)
         except BadLayer as bad:
             raise Refused(self._told(bad)) from bad
-        # An image may name a layer more than once; the engine unpacks it each time.
-        times = sum(one.digest == layer.digest for one in self._manifest.layers)
-        self._unpacked_bytes += check.disk_bytes * times
-        if self._unpacked_bytes > self._room_bytes:
-            raise Refused(self._told(TooLarge()))
-        self._ended_bytes, self._check = self._ended_bytes + layer.size_bytes, None
         return Packed(path, check.kind, layer.size_bytes, check.unpacked_bytes)
 
     async def _fetched_again(self, layer: Layer, path: Path) -> LayerCheck:
         """What was put together out of parts and is wrong gets one more try in one piece."""
-        self._is_continued = False
         try:
             return await self._fetched(layer, path)
         except TooLarge:
             raise
         except BadLayer:
-            if not self._is_continued:
+            if layer.digest not in self._continued:
                 raise
         await self._in_thread(path.unlink)
         return await self._fetched(layer, path)
@@ -132,7 +147,7 @@ class Fetch:
         check = self._begin(layer)
         file.seek(0)
         while data := await self._in_thread(partial(file.read, TURN_BYTES)):
-            self._is_continued = True
+            self._continued.add(layer.digest)
             await self._take(check, data)
         return check
 
@@ -140,7 +155,8 @@ class Fetch:
         """Until the registry ends; the check of what is there then."""
         ref, have = self._manifest.resolved.ref, check.packed_bytes
         async with self._registry.blob(ref, layer.digest, have) as blob:
-            self._is_continued |= blob.offset > 0
+            if blob.offset > 0:
+                self._continued.add(layer.digest)
             if blob.offset not in (0, have):
                 raise Refused("the registry sends another part than was asked for")
             if blob.offset != have:  # it cannot send parts, so it sends all
@@ -172,12 +188,20 @@ class Fetch:
     async def _take(self, check: LayerCheck, data: bytes) -> None:
         """In turns, so that what unpacks to a lot holds no thread for long."""
         steps = check.feed(data)
-        while await self._in_thread(partial(_some, steps)):
-            pass
+        more = True
+        while more:
+            more = await self._in_thread(partial(_some, steps))
+            if self._unpacked_bytes() > self._room_bytes:
+                raise TooLarge
 
     def _begin(self, layer: Layer) -> LayerCheck:
-        self._check = LayerCheck(layer, self._room_bytes - self._unpacked_bytes)
-        return self._check
+        check = LayerCheck(layer, self._room_bytes)
+        self._checks[layer.digest] = check
+        return check
+
+    def _unpacked_bytes(self) -> int:
+        """Of all layers, as far as they came."""
+        return sum(check.disk_bytes * self._times[d] for d, check in self._checks.items())
 
     def _told(self, bad: BadLayer) -> str:
         if not isinstance(bad, TooLarge):
