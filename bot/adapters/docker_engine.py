@@ -9,7 +9,7 @@ bounded log, and a volume of ours for every VOLUME that the image declares.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -129,15 +129,17 @@ class DockerEngine:
         return {pubkey: have for pubkey, (_, have) in listed.items()}
 
     async def start(self, spec: ContainerSpec) -> CannotStart | None:
+        waited_s = 0
         try:
             container_id = await self._start_existing(spec)
             if container_id is None:
                 image = await self._images.get(spec)
                 if isinstance(image, CannotStart):
                     return image
+                waited_s = image.waited_s
                 container_id = await self._start_new(spec, image.image_id)
         except ENGINE_FAULTS as error:
-            return await self._cannot_start(spec, error)
+            return replace(await self._cannot_start(spec, error), waited_s=waited_s)
         self._meter.expect_one(spec.pubkey, container_id)
         return None
 

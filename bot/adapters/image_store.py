@@ -9,7 +9,7 @@ Without a container, the image that was used longest ago leaves when there is no
 import shutil
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ PARTIAL_S = 3_600
 # What stays free on the disk for everybody else.
 FREE_BYTES = 500_000_000
 LOAD_S = 900
+MAX_PAUSE_S, MAX_PUT_OFF = 60, 1_024
 _LOADING = "loading-"
 ENGINE_FAULTS = (
     DockerException,
@@ -67,6 +68,8 @@ class Kept:
     image_id: str
     size_bytes: int
     volumes: frozenset[str]
+    # How long it took until it was our turn to fetch it.
+    waited_s: int = 0
 
 
 class ImageStore:
@@ -81,6 +84,7 @@ class ImageStore:
         self._calls = trio.CapacityLimiter(4)
         self._locks: dict[str, list[Any]] = {}
         self._reserved: dict[str, int] = {}
+        self._again: dict[str, tuple[float, int]] = {}
         self._doing: dict[str, Fetch | str] = {}
 
     @cached_property
@@ -103,7 +107,7 @@ class ImageStore:
         try:
             kept = await self._get(spec)
         except ENGINE_FAULTS as error:
-            return CannotStart(f"the engine does not take images now: {_said(error)}", False)
+            return CannotStart(_said(error), permanent=False)
         reason = _unfit(kept, spec) if isinstance(kept, Kept) else None
         return kept if reason is None else CannotStart(reason, permanent=True)
 
@@ -130,6 +134,7 @@ class ImageStore:
 
     async def _get_missing(self, spec: ContainerSpec) -> Kept | CannotStart:
         ref, digest = parse_image_ref(spec.image), _digest_of(spec.image)
+        await trio.sleep_until(self._again.get(digest, (0.0, 0))[0])
         since = trio.current_time()
         waited_s = 0
         try:
@@ -140,13 +145,25 @@ class ImageStore:
                 if kept is None:
                     kept = await self._fetch_and_load(spec)
                     self._places.answered(ref.host)
-                return kept
+                    self._again.pop(digest, None)
+                return replace(kept, waited_s=waited_s)
         except Busy as busy:
             return CannotStart(str(busy), permanent=False)
         except Refused as refused:
             if not refused.permanent:
                 self._places.failed(ref.host)
+                self._put_off(digest)
             return CannotStart(str(refused), refused.permanent, waited_s)
+        except ENGINE_FAULTS as error:
+            return CannotStart(_said(error), permanent=False, waited_s=waited_s)
+
+    def _put_off(self, digest: str) -> None:
+        """A registry that has no answer now is not asked every other second."""
+        _, failures = self._again.pop(digest, (0.0, 0))
+        pause_s = min(MAX_PAUSE_S, 2**failures)
+        self._again[digest] = (trio.current_time() + pause_s, min(failures + 1, 10))
+        if len(self._again) > MAX_PUT_OFF:
+            self._again.pop(next(iter(self._again)))
 
     async def _fetch_and_load(self, spec: ContainerSpec) -> Kept:
         await self.tidy()
@@ -156,9 +173,9 @@ class ImageStore:
             self._registry, manifest, folder, image_room(spec.limits), self._config.pace,
             self._workers,
         )  # fmt: skip
-        await self._reserve(folder, fetch.total_bytes, 0)
-        self._doing[spec.pubkey] = fetch
         try:
+            await self._reserve(folder, fetch.total_bytes, 0)
+            self._doing[spec.pubkey] = fetch
             layers = await fetch.run()
             self._doing[spec.pubkey] = "unpacking its image"
             return await self._load(manifest, layers, folder)
@@ -166,6 +183,8 @@ class ImageStore:
             if refused.permanent:
                 await self._call(partial(_remove_folder, folder))
             raise
+        finally:
+            self._reserved.pop(folder.name, None)
 
     async def _manifest(self, spec: ContainerSpec) -> Manifest:
         """Of the pinned reference: all that follows is bound to its digest."""
@@ -182,7 +201,7 @@ class ImageStore:
         # The engine copies the archive before it unpacks it.
         await self._reserve(folder, unpacked, sum(one.packed_bytes for one in layers.values()))
         load = partial(self._load_now, manifest, layers, digest)
-        await trio.to_thread.run_sync(load, limiter=self._loads)
+        await trio.to_thread.run_sync(load, limiter=self._loads, abandon_on_cancel=True)
         await self._call(partial(_remove_folder, folder))
         kept = await self._call(partial(self._find, digest))
         if kept is None:
@@ -199,7 +218,6 @@ class ImageStore:
                 yield
         finally:
             entry[1] -= 1
-            self._reserved.pop(digest, None)
             if entry[1] == 0:
                 self._locks.pop(digest, None)
 
@@ -357,4 +375,5 @@ def _remove_folder(folder: Path) -> None:
 
 
 def _said(error: Exception) -> str:
-    return str(getattr(error, "explanation", None) or error)[:200]
+    said = str(getattr(error, "explanation", None) or error)
+    return f"the engine does not take images now: {said}"[:300]
