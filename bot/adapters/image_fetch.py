@@ -16,7 +16,7 @@ import trio
 
 from bot.adapters.layer import BadLayer, Kind, Layer, LayerCheck, TooLarge
 from bot.adapters.oci_registry import Manifest, OciRegistry
-from bot.adapters.registry_client import Blob, Broken, Refused
+from bot.adapters.registry_client import Blob, Broken, Refused, TooSlow
 
 T = TypeVar("T")
 # What is written and checked in one turn of a worker thread, and how much that may unpack to.
@@ -84,9 +84,7 @@ class Fetch:
                 raise self._refused
             return {digest: self._done[digest] for digest in self._distinct}
         got = f"{megabytes(self.got_bytes)} of {megabytes(self.total_bytes)} MB"
-        raise Refused(
-            f"the registry is too slow: {got} in {self._pace.deadline_s:g} s", permanent=False
-        )
+        raise TooSlow(f"{got} in {self._pace.deadline_s:g} s")
 
     async def _one(
         self, layer: Layer, at_once: trio.CapacityLimiter, all_of_them: trio.CancelScope
@@ -217,7 +215,7 @@ class Fetch:
 
 
 class _Rate:
-    """Bytes in a window of time; raises `Refused` when they are too few."""
+    """Bytes in a window of time; raises `TooSlow` when they are too few."""
 
     def __init__(self, pace: Pace, now: float) -> None:
         self._pace, self._since, self._bytes = pace, now, 0
@@ -231,10 +229,7 @@ class _Rate:
         took_s = now - self._since
         if took_s >= self._pace.window_s:
             if self._bytes < self._pace.min_bytes_s * took_s:
-                raise Refused(
-                    f"the registry is too slow: {self._bytes} bytes in {took_s:.0f} s",
-                    permanent=False,
-                )
+                raise TooSlow(f"{self._bytes} bytes in {took_s:.0f} s")
             self.restart(now)
 
 

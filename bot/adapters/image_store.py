@@ -24,7 +24,7 @@ from bot.adapters.image_archive import docker_archive
 from bot.adapters.image_fetch import Fetch, Pace, Packed, megabytes
 from bot.adapters.oci_registry import Manifest, OciRegistry
 from bot.adapters.places import Bounds, Busy, Places
-from bot.adapters.registry_client import Refused
+from bot.adapters.registry_client import Broken, Refused, TooSlow
 from handlers.domain.image import parse_image_ref
 from handlers.domain.limits import image_fits, image_room
 from handlers.ports import CannotStart, Clock, ContainerSpec
@@ -150,8 +150,9 @@ class ImageStore:
         except Busy as busy:
             return CannotStart(str(busy), permanent=False)
         except Refused as refused:
-            if not refused.permanent:
+            if isinstance(refused, Broken | TooSlow):
                 self._places.failed(ref.host)
+            if not refused.permanent:
                 self._put_off(digest)
             return CannotStart(str(refused), refused.permanent, waited_s)
         except ENGINE_FAULTS as error:
@@ -193,7 +194,7 @@ class ImageStore:
             if not image_fits(manifest.resolved.compressed_bytes, spec.limits):
                 raise Refused("the image is too large for its disk; take more units")
             return manifest
-        raise Refused("the registry is too slow", permanent=False)
+        raise TooSlow("no manifest in time")
 
     async def _load(self, manifest: Manifest, layers: dict[str, Packed], folder: Path) -> Kept:
         digest = folder.name

@@ -16,7 +16,14 @@ import trio
 
 from bot.adapters.layer import Layer
 from bot.adapters.places import Bounds, Busy, Places
-from bot.adapters.registry_client import Blob, Refused, RegistryClient, RegistryConfig
+from bot.adapters.registry_client import (
+    Blob,
+    Broken,
+    Refused,
+    RegistryClient,
+    RegistryConfig,
+    TooSlow,
+)
 from handlers.domain.image import ImageRef
 from handlers.domain.ports_pool import MAX_PORTS_PER_CONTAINER
 from handlers.ports import ImageProblem, ResolvedImage
@@ -71,6 +78,8 @@ class OciRegistry:
         except Busy as busy:
             return ImageProblem(f"{busy}; retry in a moment", permanent=False)
         except Refused as refused:
+            if isinstance(refused, Broken | TooSlow):
+                self._places.failed(ref.host)
             return ImageProblem(str(refused), refused.permanent)
         if not has_place:
             return ImageProblem("too many wait for that registry; retry later", permanent=False)

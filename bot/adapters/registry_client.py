@@ -61,6 +61,13 @@ class Broken(Refused):
         super().__init__(f"the registry cannot be reached: {text}", permanent=False)
 
 
+class TooSlow(Refused):
+    """It drips, or keeps us waiting; what it sends is not worth its place."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"the registry is too slow: {text}", permanent=False)
+
+
 @dataclass(frozen=True)
 class Blob:
     """A blob on its way, from ``offset`` on: the registry may send it from its beginning again."""
@@ -93,7 +100,7 @@ class RegistryClient:
                 body = await _read(response, MAX_DOCUMENT_BYTES)
                 kind = _header(response, b"content-type").partition(";")[0]
                 return body, kind
-        raise Refused("the registry is too slow: no answer in time", permanent=False)
+        raise TooSlow(f"no document within {DOCUMENT_S} s")
 
     @asynccontextmanager
     async def blob(self, ref: ImageRef, digest: str, offset: int) -> AsyncIterator[Blob]:
