@@ -155,8 +155,10 @@ class DockerEngine:
         reason = str(getattr(error, "explanation", None) or error)[:300]
         try:
             # 400: a configuration that this image makes impossible.
-            permanent = isinstance(error, APIError) and error.status_code == 400
-            permanent |= await self._call(partial(self._has_no_program, spec.pubkey))
+            permanent = isinstance(error, APIError) and (
+                error.status_code == 400
+                or await self._call(partial(self._has_no_program, spec.pubkey))
+            )
             if permanent:
                 await self._images.drop(spec.image)
         except ENGINE_FAULTS as gone:
@@ -174,7 +176,8 @@ class DockerEngine:
         left = await self._call(partial(self._remove, pubkey, keep_volumes=keep_volumes))
         if left is not None and left[0]:
             image, ran = left
-            await (self._images.used(image) if ran else self._images.drop(image))
+            is_over = not ran and not keep_volumes
+            await (self._images.drop(image) if is_over else self._images.used(image))
         self._meter.expect_one(pubkey, None)
 
     async def logs(self, pubkey: str, lines: int) -> str:
@@ -256,7 +259,8 @@ class DockerEngine:
             state = self._client.containers.get(_name(pubkey)).attrs["State"]
         except NotFound:
             return False
-        return state.get("ExitCode") in (NOT_EXECUTABLE, NOT_THERE)
+        failed_to_start = bool(state.get("Error"))
+        return failed_to_start and state.get("ExitCode") in (NOT_EXECUTABLE, NOT_THERE)
 
     def _create(self, spec: ContainerSpec, image_id: str) -> Any:
         gateway = self._network(spec.pubkey)

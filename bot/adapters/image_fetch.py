@@ -20,8 +20,8 @@ from bot.adapters.registry_client import Blob, Broken, Refused, TooSlow
 
 T = TypeVar("T")
 # What is written and checked in one turn of a worker thread, and how much that may unpack to.
-TURN_BYTES, TURN_STEPS = 1 << 20, 64
-LAYERS_AT_ONCE = 3
+TURN_BYTES, TURN_STEPS = 256 << 10, 64
+LAYERS_AT_ONCE = 2
 MAX_BREAKS, PAUSE_S = 4, 0.2
 
 
@@ -93,9 +93,13 @@ class Fetch:
         async with at_once:
             try:
                 self._done[layer.digest] = await self._layer(layer)
+                return
             except Refused as refused:
                 self._refused = self._refused or refused
-                all_of_them.cancel()
+            except OSError as error:
+                words = f"the image cannot be kept here now: {error.strerror}"
+                self._refused = self._refused or Refused(words, permanent=False)
+            all_of_them.cancel()
 
     async def _layer(self, layer: Layer) -> Packed:
         path = self._folder / layer.digest.removeprefix("sha256:")

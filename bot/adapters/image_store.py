@@ -30,8 +30,8 @@ from handlers.domain.limits import image_fits, image_room
 from handlers.ports import CannotStart, Clock, ContainerSpec
 
 T = TypeVar("T")
-# A place in line belongs to a container that holds units, so their number bounds the line.
-FETCHES = Bounds(in_all=32, by_host=8, by_caller=2, waiting=1_000, waiting_by_caller=1_000)
+# Each may hold some megabytes (zstd's window, for two layers). A place in line belongs to a container that holds units, so their number bounds the line.
+FETCHES = Bounds(in_all=16, by_host=4, by_caller=2, waiting=1_000, waiting_by_caller=1_000)
 PACE = Pace()
 LOADS_AT_ONCE, WORKERS = 2, 2
 # Fetched parts of an image that nobody came back for.

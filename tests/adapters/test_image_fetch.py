@@ -355,6 +355,14 @@ async def test_redirects_to_a_store_of_blobs_are_followed_and_to_private_ones_no
     assert "not a public address" in str(refused)
 
 
+async def test_a_disk_that_takes_nothing_is_our_fault_and_passes(site, tmp_path):
+    wanted = site.whole_image(Layer.of(FILES))
+    _, refused, _ = await fetch(site, tmp_path / "not-there", wanted)
+
+    assert "cannot be kept here now: No such file or directory" in str(refused)
+    assert not refused.permanent
+
+
 def test_a_layer_of_empty_members_is_bounded():
     packed = gzip.compress(b"") * 250_000
     check = LayerCheck(Announced(digest(packed), len(packed), ""), ROOM_BYTES)
