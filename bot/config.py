@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from bot.adapters.oci_registry import RegistryConfig
+from bot.adapters.registry_client import RegistryConfig
 from bot.server.inbox import InboxPolicy
 from handlers.context import Policy
 from nips.crypto import is_pubkey
