@@ -40,7 +40,6 @@ class Packed:
 
     path: Path
     kind: Kind
-    packed_bytes: int
     unpacked_bytes: int
 
 
@@ -107,7 +106,7 @@ class Fetch:
             check = await self._fetched_again(layer, path)
         except BadLayer as bad:
             raise Refused(self._told(bad)) from bad
-        return Packed(path, check.kind, layer.size_bytes, check.unpacked_bytes)
+        return Packed(path, check.kind, check.unpacked_bytes)
 
     async def _fetched_again(self, layer: Layer, path: Path) -> LayerCheck:
         """What was put together out of parts and is wrong gets one more try in one piece."""

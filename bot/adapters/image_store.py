@@ -200,7 +200,7 @@ class ImageStore:
         digest = folder.name
         unpacked = sum(layers[layer.digest].unpacked_bytes for layer in manifest.layers)
         # The engine copies the archive before it unpacks it.
-        await self._reserve(folder, unpacked, sum(one.packed_bytes for one in layers.values()))
+        await self._reserve(folder, unpacked, unpacked)
         load = partial(self._load_now, manifest, layers, digest)
         await trio.to_thread.run_sync(load, limiter=self._loads, abandon_on_cancel=True)
         await self._call(partial(_remove_folder, folder))

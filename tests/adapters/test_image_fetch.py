@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 import zlib
 from dataclasses import replace
@@ -78,9 +79,11 @@ async def test_every_kind_of_layer_is_fetched_and_becomes_an_archive(site, tmp_p
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         members = {name: tar.extractfile(name).read() for name in tar.getnames()}
     assert manifest.config == members[f"{manifest.resolved.image_id}.json"]
-    packed = [content for name, content in members.items() if not name.endswith(".json")]
-    # What old engines do not know is sent unpacked.
-    assert packed == [one.plain if kind is Kind.ZSTD else one.packed for one in (layer, second)]
+    unpacked = [content for name, content in members.items() if not name.endswith(".json")]
+    assert [layer.plain, second.plain] == unpacked
+    names = [f"{digest(one.packed)[7:]}.tar" for one in (layer, second, layer)]
+    index = json.loads(members["manifest.json"])[0]
+    assert (names, ["x:y"]) == (index["Layers"], index["RepoTags"])
 
 
 async def test_a_transfer_that_breaks_off_again_and_again_goes_on_where_it_was(site, tmp_path):
@@ -254,7 +257,7 @@ async def test_links_folders_and_long_names_are_honest_archives(site, tmp_path):
     layers = [Layer(buffer.getvalue()), Layer(pax.getvalue()), Layer(bytes(1_024))]
     _, found, _ = await fetch(site, tmp_path, site.whole_image(*layers))
 
-    assert [len(layer.packed) for layer in layers] == [p.packed_bytes for p in found.values()]
+    assert [len(layer.packed) for layer in layers] == [p.unpacked_bytes for p in found.values()]
 
 
 @pytest.mark.parametrize(
