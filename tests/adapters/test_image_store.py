@@ -313,7 +313,7 @@ async def test_progress_is_told_while_it_comes_and_a_broken_fetch_goes_on(ground
                 await on.engine.start(spec)
             nursery.cancel_scope.cancel()
         total = f"{sum(len(layer.packed) for layer in layers) / 1e6:.1f} MB"
-        assert any(text and re.fullmatch(rf"fetching 1\.[01] of {total}", text) for text in told)
+        assert any(text and re.fullmatch(rf"fetching [01]\.\d of {total}", text) for text in told)
         assert on.engine.progress(spec.pubkey) is None
         # A crash of ours, and the registry well again: only the rest is asked for.
         site.pages[path] = whole
