@@ -21,7 +21,7 @@ import urllib3
 from docker.errors import APIError, DockerException, ImageLoadError, ImageNotFound
 
 from bot.adapters.image_archive import docker_archive
-from bot.adapters.image_fetch import Fetch, Pace, Packed, megabytes
+from bot.adapters.image_fetch import Fetch, Pace, Unpacked, megabytes
 from bot.adapters.oci_registry import Manifest, OciRegistry
 from bot.adapters.places import Bounds, Busy, Places
 from bot.adapters.registry_client import Broken, Refused, TooSlow
@@ -175,7 +175,7 @@ class ImageStore:
             self._workers,
         )  # fmt: skip
         try:
-            await self._reserve(folder, fetch.total_bytes, 0)
+            await self._reserve(folder, fetch.total_bytes, image_room(spec.limits))
             self._doing[spec.pubkey] = fetch
             layers = await fetch.run()
             self._doing[spec.pubkey] = "unpacking its image"
@@ -196,7 +196,7 @@ class ImageStore:
             return manifest
         raise TooSlow("no manifest in time")
 
-    async def _load(self, manifest: Manifest, layers: dict[str, Packed], folder: Path) -> Kept:
+    async def _load(self, manifest: Manifest, layers: dict[str, Unpacked], folder: Path) -> Kept:
         digest = folder.name
         unpacked = sum(layers[layer.digest].unpacked_bytes for layer in manifest.layers)
         # The engine copies the archive before it unpacks it.
@@ -256,7 +256,7 @@ class ImageStore:
         volumes = frozenset(attrs["Config"].get("Volumes") or {})
         return Kept(self._tag(digest), attrs["Id"], int(attrs["Size"]), volumes)
 
-    def _load_now(self, manifest: Manifest, layers: dict[str, Packed], digest: str) -> None:
+    def _load_now(self, manifest: Manifest, layers: dict[str, Unpacked], digest: str) -> None:
         """Under a tag for the time being, until the id is seen to be what the manifest names."""
         loading = f"{_LOADING}{digest}"
         # A generator: the SDK sends it in chunks, though it does not say so.

@@ -76,7 +76,7 @@ async def test_every_kind_of_layer_is_fetched_and_becomes_an_archive(site, tmp_p
     wanted = site.whole_image(layer, second, layer)
     manifest, layers, made = await fetch(site, tmp_path, wanted)
 
-    assert [kind, kind] == [packed.kind for packed in layers.values()]
+    assert [kind, kind] == [one.kind for one in layers.values()]
     assert [len(layer.plain), len(second.plain)] == [p.unpacked_bytes for p in layers.values()]
     assert len(layer.packed) + len(second.packed) == made.got_bytes == made.total_bytes
     archive = b"".join(docker_archive(manifest, layers, "x:y"))
@@ -134,7 +134,7 @@ async def test_rubbish_on_disk_costs_one_more_try_and_not_the_image(site, tmp_pa
     (tmp_path / digest(layer.packed)[7:]).write_bytes(left)
     _, layers, _ = await fetch(site, tmp_path, wanted)
 
-    assert layer.packed == layers[digest(layer.packed)].path.read_bytes()
+    assert layer.plain == layers[digest(layer.packed)].path.read_bytes()
 
 
 def bomb(size_bytes):
