@@ -38,6 +38,7 @@ LOADS_AT_ONCE, WORKERS = 2, 2
 PARTIAL_S = 3_600
 # What stays free on the disk for everybody else.
 FREE_BYTES = 500_000_000
+TYPICAL_RATIO = 4
 LOAD_S = 900
 MAX_PAUSE_S, MAX_PUT_OFF = 60, 1_024
 _LOADING = "loading-"
@@ -175,7 +176,9 @@ class ImageStore:
             self._workers,
         )  # fmt: skip
         try:
-            await self._reserve(folder, fetch.total_bytes, image_room(spec.limits))
+            # What it unpacks to is not known yet; a disk that fills all the same is a refusal, too.
+            guess = min(image_room(spec.limits), TYPICAL_RATIO * fetch.total_bytes)
+            await self._reserve(folder, fetch.total_bytes, guess)
             self._doing[spec.pubkey] = fetch
             layers = await fetch.run()
             self._doing[spec.pubkey] = "unpacking its image"
