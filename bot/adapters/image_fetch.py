@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 import trio
 
@@ -35,13 +35,36 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A layer that lies in the folder and is what it should be."""
+class Unpacked:
+    """A layer that lies in the folder, unpacked, and is what it should be."""
 
     path: Path
     kind: Kind
-    packed_bytes: int
     unpacked_bytes: int
+
+
+class _Files:
+    """Of a layer: what came, to go on at its end after a break, and what it unpacks to, for the engine."""
+
+    def __init__(self, packed: BinaryIO, tar: BinaryIO) -> None:
+        self.packed, self._tar = packed, tar
+
+    def keep(self, data: bytes) -> None:
+        self.packed.write(data)
+        self.packed.flush()
+
+    def restart(self) -> None:
+        for file in (self.packed, self._tar):
+            file.seek(0)
+            file.truncate()
+
+    def unpack_some(self, steps: Iterator[bytes]) -> bool:
+        """Some steps; whether there may be more."""
+        count = 0
+        for piece in itertools.islice(steps, TURN_STEPS):
+            self._tar.write(piece)
+            count += 1
+        return count == TURN_STEPS
 
 
 class Fetch:
@@ -62,7 +85,7 @@ class Fetch:
         self._rate = _Rate(pace, trio.current_time())
         self._checks: dict[str, LayerCheck] = {}
         self._continued: set[str] = set()
-        self._done: dict[str, Packed] = {}
+        self._done: dict[str, Unpacked] = {}
         self._refused: Refused | None = None
         # An image may name a layer more than once; the engine unpacks it each time.
         self._times = Counter(layer.digest for layer in manifest.layers)
@@ -73,7 +96,7 @@ class Fetch:
     def got_bytes(self) -> int:
         return sum(check.packed_bytes for check in self._checks.values())
 
-    async def run(self) -> dict[str, Packed]:
+    async def run(self) -> dict[str, Unpacked]:
         """All layers by their digests, in the manifest's order. Raises `Refused`."""
         at_once = trio.CapacityLimiter(LAYERS_AT_ONCE)
         with trio.move_on_after(self._pace.deadline_s):
@@ -101,13 +124,13 @@ class Fetch:
                 self._refused = self._refused or Refused(words, permanent=False)
             all_of_them.cancel()
 
-    async def _layer(self, layer: Layer) -> Packed:
+    async def _layer(self, layer: Layer) -> Unpacked:
         path = self._folder / layer.digest.removeprefix("sha256:")
         try:
             check = await self._fetched_again(layer, path)
         except BadLayer as bad:
             raise Refused(self._told(bad)) from bad
-        return Packed(path, check.kind, layer.size_bytes, check.unpacked_bytes)
+        return Unpacked(_tar_of(path), check.kind, check.unpacked_bytes)
 
     async def _fetched_again(self, layer: Layer, path: Path) -> LayerCheck:
         """What was put together out of parts and is wrong gets one more try in one piece."""
@@ -122,15 +145,19 @@ class Fetch:
         return await self._fetched(layer, path)
 
     async def _fetched(self, layer: Layer, path: Path) -> LayerCheck:
-        with await self._in_thread(partial(_open, path)) as file:
-            check = await self._read_again(layer, file)
+        with (
+            await self._in_thread(partial(_open, path, "a+b")) as packed,
+            await self._in_thread(partial(_open, _tar_of(path), "wb")) as tar,
+        ):
+            files = _Files(packed, tar)
+            check = await self._read_again(layer, files)
             self._rate.restart(trio.current_time())
             breaks = 0
             while check.packed_bytes < layer.size_bytes:
                 before = check.packed_bytes
                 broken: Refused = Refused("the registry breaks off", permanent=False)
                 try:
-                    check = await self._receive(layer, file, check)
+                    check = await self._receive(layer, files, check)
                 except Broken as error:
                     broken = error
                 breaks = 0 if check.packed_bytes > before else breaks + 1
@@ -144,16 +171,16 @@ class Fetch:
         check.end()
         return check
 
-    async def _read_again(self, layer: Layer, file: BinaryIO) -> LayerCheck:
+    async def _read_again(self, layer: Layer, files: _Files) -> LayerCheck:
         """What an earlier try left is checked like what comes now."""
         check = self._begin(layer)
-        file.seek(0)
-        while data := await self._in_thread(partial(file.read, TURN_BYTES)):
+        files.packed.seek(0)
+        while data := await self._in_thread(partial(files.packed.read, TURN_BYTES)):
             self._continued.add(layer.digest)
-            await self._take(check, data)
+            await self._take(files, check, data)
         return check
 
-    async def _receive(self, layer: Layer, file: BinaryIO, check: LayerCheck) -> LayerCheck:
+    async def _receive(self, layer: Layer, files: _Files, check: LayerCheck) -> LayerCheck:
         """Until the registry ends; the check of what is there then."""
         ref, have = self._manifest.resolved.ref, check.packed_bytes
         async with self._registry.blob(ref, layer.digest, have) as blob:
@@ -162,12 +189,12 @@ class Fetch:
             if blob.offset not in (0, have):
                 raise Refused("the registry sends another part than was asked for")
             if blob.offset != have:  # it cannot send parts, so it sends all
-                await self._in_thread(partial(file.truncate, 0))
+                await self._in_thread(files.restart)
                 check = self._begin(layer)
-            await self._stream(blob, file, check)
+            await self._stream(blob, files, check)
         return check
 
-    async def _stream(self, blob: Blob, file: BinaryIO, check: LayerCheck) -> None:
+    async def _stream(self, blob: Blob, files: _Files, check: LayerCheck) -> None:
         held = bytearray()
         try:
             async for chunk in blob.chunks:
@@ -175,24 +202,24 @@ class Fetch:
                 held += chunk
                 if len(held) >= TURN_BYTES:
                     data, held = bytes(held), bytearray()
-                    await self._keep(file, check, data)
+                    await self._keep(files, check, data)
                     # A good stretch; and the time that we took ourselves is not the registry's.
                     self._rate.restart(trio.current_time())
         finally:
             # What came is kept, whatever ended it: the next try goes on from there.
             with trio.CancelScope(shield=True):
-                await self._keep(file, check, bytes(held))
+                await self._keep(files, check, bytes(held))
 
-    async def _keep(self, file: BinaryIO, check: LayerCheck, data: bytes) -> None:
-        await self._in_thread(partial(_write, file, data))
-        await self._take(check, data)
+    async def _keep(self, files: _Files, check: LayerCheck, data: bytes) -> None:
+        await self._in_thread(partial(files.keep, data))
+        await self._take(files, check, data)
 
-    async def _take(self, check: LayerCheck, data: bytes) -> None:
+    async def _take(self, files: _Files, check: LayerCheck, data: bytes) -> None:
         """In turns, so that what unpacks to a lot holds no thread for long."""
         steps = check.feed(data)
         more = True
         while more:
-            more = await self._in_thread(partial(_some, steps))
+            more = await self._in_thread(partial(files.unpack_some, steps))
             if self._unpacked_bytes() > self._room_bytes:
                 raise TooLarge
 
@@ -242,16 +269,9 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.0f}" if count >= 10_000_000 else f"{count / 1e6:.1f}"
 
 
-def _open(path: Path) -> BinaryIO:
-    """To go on at its end."""
-    return path.open("a+b")
+def _tar_of(path: Path) -> Path:
+    return path.with_suffix(".tar")
 
 
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
-    file.flush()
-
-
-def _some(steps: Iterator[None]) -> bool:
-    """Some steps; whether there may be more."""
-    return sum(1 for _ in itertools.islice(steps, TURN_STEPS)) == TURN_STEPS
+def _open(path: Path, mode: Literal["a+b", "wb"]) -> BinaryIO:
+    return path.open(mode)

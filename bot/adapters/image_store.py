@@ -21,7 +21,7 @@ import urllib3
 from docker.errors import APIError, DockerException, ImageLoadError, ImageNotFound
 
 from bot.adapters.image_archive import docker_archive
-from bot.adapters.image_fetch import Fetch, Pace, Packed, megabytes
+from bot.adapters.image_fetch import Fetch, Pace, Unpacked, megabytes
 from bot.adapters.oci_registry import Manifest, OciRegistry
 from bot.adapters.places import Bounds, Busy, Places
 from bot.adapters.registry_client import Broken, Refused, TooSlow
@@ -38,6 +38,7 @@ LOADS_AT_ONCE, WORKERS = 2, 2
 PARTIAL_S = 3_600
 # What stays free on the disk for everybody else.
 FREE_BYTES = 500_000_000
+TYPICAL_RATIO = 4
 LOAD_S = 900
 MAX_PAUSE_S, MAX_PUT_OFF = 60, 1_024
 _LOADING = "loading-"
@@ -175,7 +176,9 @@ class ImageStore:
             self._workers,
         )  # fmt: skip
         try:
-            await self._reserve(folder, fetch.total_bytes, 0)
+            # What it unpacks to is not known yet; a disk that fills all the same is a refusal, too.
+            guess = min(image_room(spec.limits), TYPICAL_RATIO * fetch.total_bytes)
+            await self._reserve(folder, fetch.total_bytes, guess)
             self._doing[spec.pubkey] = fetch
             layers = await fetch.run()
             self._doing[spec.pubkey] = "unpacking its image"
@@ -196,11 +199,11 @@ class ImageStore:
             return manifest
         raise TooSlow("no manifest in time")
 
-    async def _load(self, manifest: Manifest, layers: dict[str, Packed], folder: Path) -> Kept:
+    async def _load(self, manifest: Manifest, layers: dict[str, Unpacked], folder: Path) -> Kept:
         digest = folder.name
         unpacked = sum(layers[layer.digest].unpacked_bytes for layer in manifest.layers)
         # The engine copies the archive before it unpacks it.
-        await self._reserve(folder, unpacked, sum(one.packed_bytes for one in layers.values()))
+        await self._reserve(folder, unpacked, unpacked)
         load = partial(self._load_now, manifest, layers, digest)
         await trio.to_thread.run_sync(load, limiter=self._loads, abandon_on_cancel=True)
         await self._call(partial(_remove_folder, folder))
@@ -256,7 +259,7 @@ class ImageStore:
         volumes = frozenset(attrs["Config"].get("Volumes") or {})
         return Kept(self._tag(digest), attrs["Id"], int(attrs["Size"]), volumes)
 
-    def _load_now(self, manifest: Manifest, layers: dict[str, Packed], digest: str) -> None:
+    def _load_now(self, manifest: Manifest, layers: dict[str, Unpacked], digest: str) -> None:
         """Under a tag for the time being, until the id is seen to be what the manifest names."""
         loading = f"{_LOADING}{digest}"
         # A generator: the SDK sends it in chunks, though it does not say so.

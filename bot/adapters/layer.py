@@ -129,8 +129,8 @@ class LayerCheck:
         """What it will take on the disk, as far as it was seen."""
         return max(self.unpacked_bytes, self._tar.disk_bytes)
 
-    def feed(self, data: bytes) -> Iterator[None]:
-        """Checks a piece at each step, so that the caller decides how long to go on. Raises `BadLayer`."""
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Checks and hands out an unpacked piece at each step; the caller decides how long to go on. Raises `BadLayer`."""
         self.packed_bytes += len(data)
         if self.packed_bytes > self._layer.size_bytes:
             raise BadLayer("the registry sends more than the manifest says")
@@ -144,7 +144,7 @@ class LayerCheck:
             self._unpacker = Unpacker(self.kind)
         for piece in self._unpacker.feed(data):
             self._take(piece)
-            yield
+            yield piece
 
     def end(self) -> None:
         """Raises `BadLayer` unless everything is as announced."""

@@ -92,10 +92,11 @@ class TarScan:
         records = _records(held[: self._length])
         if any(name.startswith(b"GNU.sparse") for name in records):
             raise BadTar(_SPARSE)
-        if b"size" in records:
-            if kind == b"g" or not records[b"size"].isdigit():
-                raise BadTar("a layer's archive has an extended header that is malformed")
-            self._size = int(records[b"size"][:20])
+        size = records.get(b"size")
+        if size is not None and (kind == b"g" or not size.isdigit() or len(size) > 19):
+            raise BadTar("a layer's archive has an extended header that is malformed")
+        if kind == b"x":  # another one before it is forgotten
+            self._size = int(size) if size is not None else None
 
     def _count(self, kind: int, size: int) -> None:
         if kind in _HEADER_ONLY:

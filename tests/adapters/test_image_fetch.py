@@ -2,13 +2,17 @@
 
 import gzip
 import io
+import json
 import tarfile
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import trio
 from backports import zstd
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bot.adapters.image_archive import docker_archive
 from bot.adapters.image_fetch import Fetch, Pace
@@ -16,6 +20,7 @@ from bot.adapters.layer import BadLayer, Kind, LayerCheck, TooLarge
 from bot.adapters.layer import Layer as Announced
 from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.registry_client import Refused, RegistryConfig
+from bot.adapters.tar_scan import BadTar, TarScan
 from handlers.domain.image import parse_image_ref
 from tests.registry_site import Layer, RegistrySite, Sent, blob_path, digest, tar_of
 
@@ -71,16 +76,18 @@ async def test_every_kind_of_layer_is_fetched_and_becomes_an_archive(site, tmp_p
     wanted = site.whole_image(layer, second, layer)
     manifest, layers, made = await fetch(site, tmp_path, wanted)
 
-    assert [kind, kind] == [packed.kind for packed in layers.values()]
+    assert [kind, kind] == [one.kind for one in layers.values()]
     assert [len(layer.plain), len(second.plain)] == [p.unpacked_bytes for p in layers.values()]
     assert len(layer.packed) + len(second.packed) == made.got_bytes == made.total_bytes
     archive = b"".join(docker_archive(manifest, layers, "x:y"))
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         members = {name: tar.extractfile(name).read() for name in tar.getnames()}
     assert manifest.config == members[f"{manifest.resolved.image_id}.json"]
-    packed = [content for name, content in members.items() if not name.endswith(".json")]
-    # What old engines do not know is sent unpacked.
-    assert packed == [one.plain if kind is Kind.ZSTD else one.packed for one in (layer, second)]
+    unpacked = [content for name, content in members.items() if not name.endswith(".json")]
+    assert [layer.plain, second.plain] == unpacked
+    names = [f"{digest(one.packed)[7:]}.tar" for one in (layer, second, layer)]
+    index = json.loads(members["manifest.json"])[0]
+    assert (names, ["x:y"]) == (index["Layers"], index["RepoTags"])
 
 
 async def test_a_transfer_that_breaks_off_again_and_again_goes_on_where_it_was(site, tmp_path):
@@ -127,7 +134,7 @@ async def test_rubbish_on_disk_costs_one_more_try_and_not_the_image(site, tmp_pa
     (tmp_path / digest(layer.packed)[7:]).write_bytes(left)
     _, layers, _ = await fetch(site, tmp_path, wanted)
 
-    assert layer.packed == layers[digest(layer.packed)].path.read_bytes()
+    assert layer.plain == layers[digest(layer.packed)].path.read_bytes()
 
 
 def bomb(size_bytes):
@@ -229,6 +236,61 @@ async def test_archives_that_the_engine_must_never_see(site, tmp_path, plain, re
     assert refused.permanent
 
 
+def pax(records):
+    """An extended header block, and its content."""
+    lines = b""
+    for name, value in records.items():
+        body = f" {name}={value}\n".encode()
+        length = len(body) + 2 if len(body) + 2 > 9 else len(body) + 1
+        lines += str(length).encode() + body
+    head = tarfile.TarInfo("pax")
+    head.type, head.size = tarfile.XHDTYPE, len(lines)
+    return head.tobuf() + lines.ljust(-(-len(lines) // 512) * 512, b"\0")
+
+
+def file_of(size_bytes, content=b""):
+    head = tarfile.TarInfo("f")
+    head.size = size_bytes
+    return head.tobuf() + content
+
+
+@pytest.mark.parametrize(
+    ("archive", "disk_bytes"),
+    [
+        # The extended size holds, not the header's.
+        (pax({"size": 600}) + file_of(0, bytes(1_024)) + bytes(1_024), 4_096 + 256),
+        # Of two extended headers, the last.
+        (pax({"size": 10**9}) + pax({"comment": "x"}) + file_of(5, bytes(512)) + bytes(1_024), 4_096 + 256),
+        (bytes(1_024) + b"whatever follows the end is not unpacked".ljust(512), 0),
+    ],
+)  # fmt: skip
+def test_sizes_are_read_as_the_engine_reads_them(archive, disk_bytes):
+    scan = TarScan()
+    scan.feed(archive)
+    scan.end()
+
+    assert disk_bytes == scan.disk_bytes
+
+
+@pytest.mark.parametrize("size", ["1" * 20, "-1", "", "0x5"])
+def test_a_size_that_could_be_read_in_two_ways_is_refused(size):
+    with pytest.raises(BadTar, match="malformed"):
+        TarScan().feed(pax({"size": size}))
+
+
+@given(
+    st.binary(max_size=2_000),
+    st.sampled_from([b"", b"\x1f\x8b\x08\0", b"\x28\xb5\x2f\xfd", pax({"a": "b"})]),
+)
+def test_any_bytes_are_a_layer_or_one_kind_of_refusal(data, head):
+    packed = head + data
+    check = LayerCheck(Announced(digest(packed), len(packed), digest(packed)), 10_000)
+    with suppress(BadLayer):
+        for _ in check.feed(packed):
+            pass
+        check.end()
+
+
 async def test_gzip_within_gzip_is_no_archive(site, tmp_path):
     """The engine unpacks once, we unpack once: what remains must be a tar."""
     inner = gzip.compress(tar_of(FILES))
@@ -254,7 +316,7 @@ async def test_links_folders_and_long_names_are_honest_archives(site, tmp_path):
     layers = [Layer(buffer.getvalue()), Layer(pax.getvalue()), Layer(bytes(1_024))]
     _, found, _ = await fetch(site, tmp_path, site.whole_image(*layers))
 
-    assert [len(layer.packed) for layer in layers] == [p.packed_bytes for p in found.values()]
+    assert [len(layer.packed) for layer in layers] == [p.unpacked_bytes for p in found.values()]
 
 
 @pytest.mark.parametrize(

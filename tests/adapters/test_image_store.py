@@ -15,7 +15,7 @@ import trio
 from backports import zstd
 
 from bot.adapters.docker_engine import DockerConfig, DockerEngine
-from bot.adapters.image_fetch import Pace
+from bot.adapters.image_fetch import LAYERS_AT_ONCE, Pace
 from bot.adapters.image_store import ImageStore, StoreConfig
 from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.places import Bounds
@@ -284,7 +284,7 @@ async def test_a_dripping_registry_stops_nobody_elses_start(ground, site, nurser
             with trio.fail_after(15):
                 assert await on.engine.start(victim) is None
             assert [] == problems, "the others still drip"
-            assert PLACES.by_host == drip.at_once
+            assert 0 < drip.at_once <= PLACES.by_host * LAYERS_AT_ONCE
         assert 10 == len(problems)
         assert all("too slow" in problem.reason for problem in problems)
         assert not any(problem.permanent for problem in problems)
@@ -313,7 +313,7 @@ async def test_progress_is_told_while_it_comes_and_a_broken_fetch_goes_on(ground
                 await on.engine.start(spec)
             nursery.cancel_scope.cancel()
         total = f"{sum(len(layer.packed) for layer in layers) / 1e6:.1f} MB"
-        assert any(text and re.fullmatch(rf"fetching 1\.[01] of {total}", text) for text in told)
+        assert any(text and re.fullmatch(rf"fetching [01]\.\d of {total}", text) for text in told)
         assert on.engine.progress(spec.pubkey) is None
         # A crash of ours, and the registry well again: only the rest is asked for.
         site.pages[path] = whole

@@ -6,6 +6,7 @@ import trio
 from bot.adapters.oci_registry import QUESTIONS, OciRegistry
 from bot.adapters.registry_client import RegistryConfig
 from handlers.domain.image import parse_image_ref
+from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import State
 from handlers.ports import CannotStart, ImageProblem
 from tests.registry_site import RegistrySite, Sent
@@ -119,6 +120,20 @@ async def test_a_paid_start_that_stood_in_line_is_not_late(world):
     await world.turn()
     row = await world.row(pubkey)
     assert (State.FAILED, "the registry answers 503") == (row.state, row.reason)
+
+
+async def test_an_image_that_grows_beyond_its_disk_costs_nothing(world):
+    """It fitted when it was quoted, packed; what it unpacks to showed while it came."""
+    pubkey = await paid(world)
+    account = container_account(pubkey)
+    before = await world.balance(account)
+    words = "the image is too large for its disk: its 3.1 MB unpack to more than 40 MB; take more units"
+    world.engine.problem = CannotStart(words, permanent=True)
+    await world.run(120)
+
+    told = await world.call("info", pubkey=pubkey)
+    assert (State.FAILED.value, words) == (told["detail"], told["reason"])
+    assert before == await world.balance(account) > 0
 
 
 async def test_info_tells_how_far_an_image_has_come(world):
