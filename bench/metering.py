@@ -34,7 +34,7 @@ async def start_all(engine: DockerEngine, store: SqliteStore, image: str, now: i
     async def one(number: int) -> None:
         key = SecretKey.generate()
         row = Container(
-            key, "a" * 64, f"c{number}", image, image, 1, Tariff(), State.DEPLOYED, now, now
+            key.pubkey, key.reveal_secret(), "a" * 64, f"c{number}", image, image, 1, Tariff(), State.DEPLOYED, now, now
         )  # fmt: skip
         await store.write(lambda tx: tx.containers.add(row))
         entry = payment(f"{number:064x}", key.pubkey, MAIN_WALLET, 10**9)

@@ -41,7 +41,19 @@ async def main(socket: str, cgroup_parent: str, host: str, image: str, folder: s
     ctx = replace(ctx, presence=replace(ctx.presence, container_endpoint=endpoint))
     keys = [SecretKey.generate() for _ in range(2)]
     for key in keys:
-        row = Container(key, owner.pubkey, "app", image, image, 1, Tariff(), State.DEPLOYED, 0, 0)
+        row = Container(
+            key.pubkey,
+            key.reveal_secret(),
+            owner.pubkey,
+            "app",
+            image,
+            image,
+            1,
+            Tariff(),
+            State.DEPLOYED,
+            0,
+            0,
+        )
         await store.write(lambda tx, row=row: tx.containers.add(row))
     tokens = [container_token(ctx, key.pubkey, 1) for key in keys]
     async with trio.open_nursery() as nursery:

@@ -218,7 +218,7 @@ async def test_what_cannot_be_started_leaves_with_its_image(ground, site, config
         if problem is not None:
             assert words in problem.reason
         with trio.move_on_after(10):
-            while (await on.engine.found())[spec.pubkey].live in (Live.RUNNING, Live.RESTARTING):
+            while (await on.engine.found())[spec.pubkey].live is Live.RUNNING:
                 await trio.sleep(0.2)
         await on.engine.remove(spec.pubkey, keep_volumes=False)
         if problem is not None:
