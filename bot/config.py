@@ -147,6 +147,8 @@ class HttpConfig:
     host: str = "127.0.0.1"
     port: int = 0
     public_url: str | None = None
+    # How many zap invoices one address may ask for; behind a proxy all clients have the proxy's.
+    callbacks_per_minute: int = 60
 
 
 @dataclass(frozen=True)

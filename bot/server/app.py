@@ -240,7 +240,11 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
             nursery.start_soon(app.wallet.wait_ready)
         if app.config.http.port:
             await nursery.start(
-                bot.server.http.server.serve, app.ctx, app.config.http.host, app.config.http.port
+                bot.server.http.server.serve,
+                app.ctx,
+                app.config.http.host,
+                app.config.http.port,
+                app.config.http.callbacks_per_minute,
             )
         await look_at_engine(app)
         if app.config.containers.port:

@@ -2,10 +2,8 @@
 
 from types import SimpleNamespace
 
-import trio
-
 from bot.adapters.relay_events import RelayEvents
-from bot.server.intake import run_served
+from bot.server.loops import serve_containers
 from nips import kinds
 from nips.filters import Filter
 from nips.keys import SecretKey
@@ -13,9 +11,9 @@ from tests.relay.conftest import eventually, note, relay
 from tests.relay.test_server import publish, talk
 
 
-async def test_a_container_is_served_as_long_as_it_lives(world, monkeypatch):
-    monkeypatch.setattr("bot.server.intake.SERVED_EVERY_S", 0.02)
+async def test_a_container_is_served_as_long_as_it_lives(world):
     async with relay(is_open=False) as (server, url), talk(url) as raw:
+        app = SimpleNamespace(relay=server)
         pubkey = await world.deployed()
         to_it = [("p", pubkey)]
 
@@ -23,18 +21,11 @@ async def test_a_container_is_served_as_long_as_it_lives(world, monkeypatch):
             return (await publish(raw, note(tags=to_it)))[0]
 
         assert not await takes()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_served, SimpleNamespace(ctx=world.ctx, relay=server))
-            await until(takes, True)
-            await world.call("stop", pubkey=pubkey, force=True)
-            await until(takes, False)
-            nursery.cancel_scope.cancel()
-
-
-async def until(takes, wanted):
-    with trio.fail_after(5):
-        while await takes() is not wanted:
-            await trio.sleep(0.02)
+        await serve_containers(app, world.ctx)
+        assert await takes()
+        await world.call("stop", pubkey=pubkey, force=True)
+        await serve_containers(app, world.ctx)
+        assert not await takes()
 
 
 async def test_escrow_that_is_believed_is_served(tmp_path):
