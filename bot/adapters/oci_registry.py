@@ -29,6 +29,7 @@ from handlers.domain.ports_pool import MAX_PORTS_PER_CONTAINER
 from handlers.ports import ImageProblem, ResolvedImage
 
 MAX_LAYERS = 128
+MAX_LABELS = 65_536
 # A line of questions, and the answer to one.
 WAIT_S, RESOLVE_S = 10, 20
 QUESTIONS = Bounds(in_all=32, by_host=8, by_caller=2, waiting=64, waiting_by_caller=4)
@@ -154,11 +155,19 @@ def _manifest_untrusted(
         digest=digest,
         image_id=_digest_of(raw).removeprefix("sha256:"),
         compressed_bytes=sum(layer.size_bytes for layer in layers),
-        labels={str(k): str(v) for k, v in (settings.get("Labels") or {}).items()},
+        labels=_labels(settings.get("Labels") or {}),
         ports=_ports(settings.get("ExposedPorts") or {}),
         volumes=_volumes(settings.get("Volumes") or {}),
     )
     return Manifest(resolved, raw, layers)
+
+
+def _labels(given: dict[str, Any]) -> dict[str, str]:
+    """The engine repeats them for every container in every list that we ask of it."""
+    labels = {str(name): str(value) for name, value in given.items()}
+    if sum(len(name) + len(value) for name, value in labels.items()) > MAX_LABELS:
+        raise Refused(f"the image's labels have more than {MAX_LABELS} characters")
+    return labels
 
 
 def _config_digest(document: dict[str, Any]) -> str:

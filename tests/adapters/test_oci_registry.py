@@ -340,6 +340,24 @@ async def test_indexes_with_attestations_variants_and_without_platforms(site):
         assert expected in actual
 
 
+@pytest.mark.parametrize(("length", "fits"), [(65_531, True), (65_532, False)])
+async def test_megabytes_of_labels_are_refused(site, length, fits):
+    """The engine repeats labels in every list: megabytes of them, read every few seconds, stopped everybody."""
+    config = {
+        "os": "linux",
+        "architecture": "amd64",
+        "config": {"Labels": {"label": "x" * length}},
+    }
+    site.image(config=config)
+    found = await resolve(site, "a:1")
+    assert fits == (not isinstance(found, ImageProblem))
+    if not fits:
+        assert (True, "the image's labels have more than 65536 characters") == (
+            found.permanent,
+            found.text,
+        )
+
+
 @pytest.mark.dockerd
 async def test_a_real_registry(ground):
     from bot.devstack.registry import push
