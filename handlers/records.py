@@ -123,7 +123,7 @@ class Outgoing:
     to_wallet: str | None = None  # set for a sweep between wallets of ours
     next_look_at: int = 0
     fees_msat: int = 0  # what the wallet said that it cost, once settled
-    seen_unsettled: bool = False  # one of the wallet's books showed it on its way, or as failed
+    seen_unsettled: bool = False  # one of the wallet's books showed it on its way
     told: bool = False  # its owner knows that the wallet does not say what became of it
 
 

@@ -147,7 +147,7 @@ def resolve(tx: Tx, facts: Facts, payment_id: str, result: PayResult) -> str:
 
 
 def _seen(tx: Tx, outgoing: Outgoing, result: PayResult) -> Outgoing:
-    """Remember that a book shows payments that are not settled: it may be a witness for others."""
+    """Remember that a book shows payments on their way: it may be a witness for others."""
     if outgoing.seen_unsettled or not result.is_seen_unsettled:
         return outgoing
     outgoing = replace(outgoing, seen_unsettled=True)
