@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from handlers.domain.fees import WorstFees
 from handlers.domain.ledger import Entry
 from handlers.domain.lifecycle import State
 from handlers.domain.meter import Meter
@@ -102,8 +103,8 @@ class Payments(Protocol):
     def list_due(self, now: int, limit: int) -> list[Outgoing]: ...
     def list_unknown(self) -> list[Outgoing]: ...
     def save(self, outgoing: Outgoing) -> None: ...
-    def worst_fee_ppm(self, floor_msat: int, since: int) -> int:
-        """The most that a payment since then cost beyond the floor, in ppm of its amount; 0 for none."""
+    def worst_fees(self, floor_msat: int, since: int) -> WorstFees:
+        """The most that payments since then cost."""
         ...
 
 
