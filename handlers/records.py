@@ -73,7 +73,7 @@ class Announcement:
 
 
 class InvoiceState(Enum):
-    """OPEN until the wallet says settled; CLOSED when nobody looks any more."""
+    """OPEN while the wallet is asked; CLOSED when it is not, but if it never said that it was not paid, it is once more."""
 
     OPEN = "open"
     SETTLED = "settled"

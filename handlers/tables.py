@@ -52,8 +52,17 @@ class Containers(Protocol):
         """What that key deployed since then, and never paid."""
         ...
 
-    def archive(self, ended_before: int, limit: int) -> int:
-        """Take out what ended before then and holds nothing any more; how many."""
+
+class Archive(Protocol):
+    """What is over. Its keys stay: money may still come."""
+
+    def fill(self, ended_before: int, limit: int) -> int:
+        """Take what ended before then, and holds and awaits nothing any more; how many."""
+        ...
+
+    def find(self, pubkey: str) -> Container | None: ...
+    def bring_back(self, pubkey: str) -> None:
+        """Among the containers again, as one that is stopped: it was paid after all. Nothing if it is not here."""
         ...
 
 
@@ -84,7 +93,11 @@ class Invoices(Protocol):
         ...
 
     def close_of(self, container: str) -> None:
-        """Nobody asks about them any more; what is paid all the same is still credited."""
+        """They are asked about once more only, when they cannot be paid any more: see `reopen`."""
+        ...
+
+    def reopen(self, ended_after: int, ended_before: int) -> None:
+        """Those that expired between these times, and were closed before the wallet said that they were not paid."""
         ...
 
     def prune(self, before: int) -> None: ...
@@ -173,6 +186,8 @@ class Tx(Protocol):
 
     @property
     def containers(self) -> Containers: ...
+    @property
+    def archive(self) -> Archive: ...
     @property
     def ports(self) -> Ports: ...
     @property

@@ -92,8 +92,8 @@ def _has_too_many(tx: Tx, facts: Facts, caller: str | None, row: Container) -> b
 
 
 def _make_room(tx: Tx, facts: Facts, row: Container) -> None:
-    """Of those that anybody asked for and nobody paid, the oldest are not asked about any more; paid after all, they
-    are credited when the wallet says so by itself."""
+    """Of those that anybody asked for and nobody paid, the oldest are let go: they are asked about once more, when
+    they have expired. Paid before, they are credited then, or when the wallet says so by itself."""
     anonymous = [i for i in tx.invoices.list_open_of(row.pubkey) if i.anonymous]
     for invoice in anonymous[: max(0, len(anonymous) - facts.policy.max_open_invoices + 1)]:
         tx.invoices.save(replace(invoice, state=InvoiceState.CLOSED))

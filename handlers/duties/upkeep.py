@@ -3,6 +3,7 @@ leaves the books that are read all the time."""
 
 from handlers.context import Context, Facts
 from handlers.domain.lifecycle import Happening, State
+from handlers.duties.incoming import CLOCKS_DIFFER_S
 from handlers.records import Container
 from handlers.tables import Tx
 from handlers.transitions import advance
@@ -23,13 +24,16 @@ async def upkeep(ctx: Context) -> None:
 
 
 async def archive(ctx: Context) -> None:
-    """Take out what is over. What it left in the ledger stays there for good."""
+    """Take out what is over. What it left in the ledger stays there for good. Nothing is given up unseen: what was
+    closed before it could be known to be unpaid is asked about once more."""
     await ctx.store.write(_archive, ctx.facts())
 
 
 def _archive(tx: Tx, facts: Facts) -> int:
+    patience_s = facts.policy.late_payment_s
+    tx.invoices.reopen(facts.now - patience_s, facts.now - CLOCKS_DIFFER_S - 1)
     tx.invoices.prune(facts.now - KEEP_CLOSED_S)
-    return tx.containers.archive(facts.now - facts.policy.archive_after_s, ARCHIVED_AT_ONCE)
+    return tx.archive.fill(facts.now - facts.policy.archive_after_s, ARCHIVED_AT_ONCE)
 
 
 def _move_all(tx: Tx, facts: Facts) -> int:

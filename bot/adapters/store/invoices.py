@@ -6,6 +6,8 @@ from dataclasses import asdict
 from bot.adapters.store.rows import due_values, insert, is_due, plain
 from handlers.records import InvoiceRecord, InvoiceState
 
+# Of an invoice that is still looked for when it has expired.
+LONGEST_LIFE_S = 24 * 3600
 _COLUMNS = (
     "payment_hash, container, bolt11, amount_msat, created_at, expires_at, wallet, state, next_look_at, answered_at, "
     "zap_request, anonymous"
@@ -42,6 +44,14 @@ class SqliteInvoices:
         self._db.execute(
             "UPDATE invoice SET state = 'closed' WHERE state = 'open' AND container = ?",
             (container,),
+        )
+
+    def reopen(self, ended_after: int, ended_before: int) -> None:
+        # No invoice is made after it expired: `created_at`, which has an index, bounds the rows that are read.
+        self._db.execute(
+            "UPDATE invoice SET state = 'open', next_look_at = 0 WHERE state = 'closed' AND answered_at < expires_at "
+            "AND expires_at > ? AND expires_at <= ? AND created_at > ?",
+            (ended_after, ended_before, ended_after - LONGEST_LIFE_S),
         )
 
     def prune(self, before: int) -> None:
