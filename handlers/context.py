@@ -48,6 +48,8 @@ class Policy:
     # A start that keeps failing for reasons of the moment is given up after this.
     start_deadline_s: int = 600
     max_open_invoices: int = 20
+    # Of a container that was never paid, which costs nothing to make.
+    max_open_invoices_unpaid: int = 4
     min_topup_msat: int = 1_000
     max_topup_msat: int = 10_000_000_000
     # The most that an outgoing payment's routing may cost, as the wallet limits it: a share plus a floor.
