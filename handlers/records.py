@@ -47,7 +47,7 @@ class Container:
     low_noticed: bool = False
     wallet: str = MAIN_WALLET  # where its money is, in the ledger's words
     app: str | None = None  # the app's key, once it proved it from inside
-    taken_out: bool = False  # its balance was withdrawn since it was last paid
+    taken_out: bool = False  # its balance was withdrawn, and what is left does not pay for a pause
     revision: int = 1  # raised whenever what the world is told of it changes
 
     @property
