@@ -1,5 +1,6 @@
-"""A lane for what takes long because others must answer first: a few at a time for each caller, and in all.
+"""Lanes for what takes long because others must answer first: a few at a time for each caller, and in all.
 
+One for each of those others: who waits for his money is not kept waiting by those who ask a registry that drips.
 Whoever does not fit is refused at once: waiting here would hold up those who ask for nothing slow.
 """
 
@@ -7,26 +8,55 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
+
+
+class WaitsFor(Enum):
+    """Who must answer first."""
+
+    REGISTRY = "a registry, and whom the image names"
+    INVOICE = "the wallet, for an invoice"
+    PAYMENT = "the wallet, for a payment"
+    MODULE = "the security module"
+
+
+class Room(Enum):
+    """Whether there is any."""
+
+    FITS = "fits"
+    CALLER_FULL = "wait for the answers to what you asked before"
+    LANE_FULL = "others' requests of this kind take long; retry in a moment"
 
 
 @dataclass
-class SlowLane:
-    """Counts who is in it."""
+class SlowLanes:
+    """Counts who is in which."""
 
-    at_once: int = 64
+    # All lanes together leave room for what is quick (`bot.server.intake` takes 256 requests at once).
+    at_once: int = 48
     of_caller: int = 4
-    _callers: Counter[str] = field(default_factory=Counter)
+    _inside: Counter[tuple[WaitsFor, str]] = field(default_factory=Counter)
+    _lanes: Counter[WaitsFor] = field(default_factory=Counter)
 
     @contextmanager
-    def enter(self, caller: str) -> Iterator[bool]:
+    def enter(self, lane: WaitsFor, caller: str) -> Iterator[Room]:
         """Whether there is room; it is given back in the end."""
-        fits = self._callers[caller] < self.of_caller and self._callers.total() < self.at_once
-        if fits:
-            self._callers[caller] += 1
+        room = self._room(lane, caller)
+        taken = int(room is Room.FITS)
+        self._move(lane, caller, taken)
         try:
-            yield fits
+            yield room
         finally:
-            if fits:
-                self._callers[caller] -= 1
+            self._move(lane, caller, -taken)
+
+    def _room(self, lane: WaitsFor, caller: str) -> Room:
+        if self._inside[lane, caller] >= self.of_caller:
+            return Room.CALLER_FULL
+        return Room.LANE_FULL if self._lanes[lane] >= self.at_once else Room.FITS
+
+    def _move(self, lane: WaitsFor, caller: str, by: int) -> None:
+        self._inside[lane, caller] += by
+        self._lanes[lane] += by
+        if not self._inside[lane, caller]:
             # Who is not in it is forgotten.
-            self._callers = +self._callers
+            del self._inside[lane, caller]
