@@ -45,6 +45,11 @@ class SqliteContainers:
     def save(self, container: Container) -> None:
         update(self._db, "container", _columns(container), "pubkey", container.pubkey)
 
+    def shift_times(self, by_s: int, *, after: int, until: int) -> None:
+        for column in ("state_since", "owed_since"):
+            sql = f"UPDATE container SET {column} = {column} + ? WHERE {column} > ? AND {column} <= ?"
+            self._db.execute(sql, (by_s, after, until))
+
     def count(self, states: Sequence[State]) -> Count:
         return self._count(f"state IN ({_marks(states)})", *(state.value for state in states))
 
