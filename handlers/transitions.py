@@ -119,8 +119,8 @@ def covers_pause(tx: Tx, facts: Facts, row: Container) -> bool:
     return tx.ledger.balance(container_account(row.pubkey)) >= grace_msat
 
 
-def paid(tx: Tx, facts: Facts, pubkey: str) -> None:
-    """After the balance rose: run the container if that is enough, or tell its admin why not."""
+def paid(tx: Tx, facts: Facts, pubkey: str, how: str = "was paid") -> None:
+    """After the balance rose: run the container if that is enough, or tell its admin why not, and what made it rise."""
     row = tx.containers.find(pubkey)
     if row is None:
         return
@@ -131,8 +131,8 @@ def paid(tx: Tx, facts: Facts, pubkey: str) -> None:
         return
     moved = advance(tx, facts, row, Happening.PAID)
     if isinstance(moved, NoCapacity):
-        text = "was paid, but there is no free place now: restart it later, or withdraw."
+        text = f"{how}, but there is no free place now: restart it later, or withdraw."
         tell_admin(tx, facts, row, text)
     elif moved is None and row.state is not State.DEPLOYED:
-        text = f"was paid while {row.state.value}: the money is yours to withdraw."
+        text = f"{how} while {row.state.value}: the money is yours to withdraw."
         tell_admin(tx, facts, row, text)

@@ -122,7 +122,8 @@ def book(tx: Tx, facts: Facts, payment_id: str, result: PayResult) -> None:
                 tx.ledger.post(_released(outgoing), facts.now)
             tx.outgoing.save(replace(outgoing, state=OutgoingState.FAILED))
             # The money is back: what was paused for lack of it may run again.
-            paid(tx, facts, outgoing.source.removeprefix("container:"))
+            source = outgoing.source.removeprefix("container:")
+            paid(tx, facts, source, "got the money of a failed withdrawal back")
         case OutgoingState.UNKNOWN, _:
             _tell_if_over(tx, facts, outgoing)
         case _:

@@ -4,9 +4,10 @@ import pytest
 
 from handlers.domain.ledger import container_account
 from handlers.duties.incoming import look_up, look_up_wallet_of
-from handlers.records import InvoiceState
+from handlers.ports import PayStatus
+from handlers.records import Intent, InvoiceState
 from handlers.zap import pay_callback
-from tests.attacks.test_paid_twice import withdraw
+from tests.attacks.test_paid_twice import stopped_with, withdraw
 from tests.fakes import with_policy
 
 TOPUP_MSAT = 500_000
@@ -123,3 +124,15 @@ async def test_what_came_back_leaves_again_when_it_is_empty(world):
     await world.run(300, step_s=60)
 
     assert await world.row(pubkey) is None
+
+
+async def test_who_gets_his_own_money_back_is_not_told_that_he_was_paid(world):
+    pubkey = await stopped_with(world, 1_000)
+    world.wallet.next_pay = PayStatus.FAILED
+    await withdraw(world, pubkey, 500_000)
+    items = await world.store.read(lambda tx: tx.outbox.list_due(world.clock.now() + 600, 100))
+    said = [item.body for item in items if item.intent is Intent.MESSAGE]
+
+    assert [
+        "got the money of a failed withdrawal back while stopped" in text for text in said
+    ] == [True]
