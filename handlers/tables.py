@@ -60,8 +60,9 @@ class Containers(Protocol):
 class Archive(Protocol):
     """What is over. Its keys stay: money may still come."""
 
-    def fill(self, ended_before: int, limit: int) -> int:
-        """Take what ended before then, and holds and awaits nothing any more; how many."""
+    def fill(self, ended_before: int, left_msat: int, limit: int) -> int:
+        """Take what ended before then, awaits nothing any more, and holds less than a sat of its admin's, and in a
+        wallet of its own less than ``left_msat``; how many."""
         ...
 
     def find(self, pubkey: str) -> Container | None: ...

@@ -64,7 +64,10 @@ def _archive(tx: Tx, facts: Facts) -> int:
     patience_s = facts.policy.late_payment_s
     tx.invoices.reopen(facts.now - patience_s, facts.now - CLOCKS_DIFFER_S - 1)
     tx.invoices.prune(facts.now - KEEP_CLOSED_S)
-    return tx.archive.fill(facts.now - facts.policy.archive_after_s, ARCHIVED_AT_ONCE)
+    # Of a wallet of its own, what is worth a sweep must have been swept; less than twice as much may be left of it.
+    left_msat = 2 * facts.policy.sweep_msat
+    ended_before = facts.now - facts.policy.archive_after_s
+    return tx.archive.fill(ended_before, left_msat, ARCHIVED_AT_ONCE)
 
 
 def _move_all(tx: Tx, facts: Facts) -> int:

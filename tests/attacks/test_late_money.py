@@ -2,7 +2,7 @@
 
 import pytest
 
-from handlers.domain.ledger import container_account
+from handlers.domain.ledger import MAIN_WALLET, container_account
 from handlers.duties.incoming import look_up, look_up_wallet_of
 from handlers.ports import PayStatus
 from handlers.records import Intent, InvoiceState
@@ -136,3 +136,22 @@ async def test_who_gets_his_own_money_back_is_not_told_that_he_was_paid(world):
     assert [
         "got the money of a failed withdrawal back while stopped" in text for text in said
     ] == [True]
+
+
+async def test_what_was_earned_in_a_wallet_of_its_own_is_swept_before_it_is_archived(world):
+    """A sweep that failed is tried again after an hour; failed twice, the container had left the books, for good."""
+    world.wallet.per_container = True
+    pubkey = await world.deployed(units=50)
+    policy = world.ctx.policy
+    world.ctx = with_policy(world.ctx, sweep_msat=10**9)
+    await world.run(3_600, step_s=60)
+    await world.call("stop", pubkey=pubkey, force=True)
+    world.ctx = with_policy(world.ctx, sweep_msat=policy.sweep_msat)
+    for _ in range(2):
+        world.wallet.next_pay = PayStatus.FAILED
+        await world.run(1_860, step_s=60)
+    await world.run(4 * 3_600, step_s=60)
+
+    assert 200_000 < world.wallet.balances[MAIN_WALLET] < 250_000
+    assert await world.row(pubkey) is None
+    await world.audit()

@@ -3,6 +3,7 @@
 import sqlite3
 
 from bot.adapters.store.containers import SqliteContainers
+from handlers.domain.ledger import MAIN_WALLET
 from handlers.domain.lifecycle import State
 from handlers.domain.pricing import Tariff
 from handlers.records import Container
@@ -14,7 +15,7 @@ class SqliteArchive:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
-    def fill(self, ended_before: int, limit: int) -> int:
+    def fill(self, ended_before: int, left_msat: int, limit: int) -> int:
         # What was told of it must have been taken back, and nothing of it be on its way or waited for.
         ended = (
             "SELECT pubkey FROM container WHERE state = 'stopped' AND state_since < ? "
@@ -22,9 +23,12 @@ class SqliteArchive:
             "            AND a.revision = container.revision) "
             "AND 'container:' || pubkey NOT IN (SELECT source FROM outgoing WHERE state = 'unknown') "
             "AND NOT EXISTS (SELECT 1 FROM invoice i WHERE i.container = pubkey AND i.state = 'open') "
-            "AND coalesce((SELECT balance_msat FROM account WHERE name = 'container:' || pubkey), 0) < 1000 LIMIT ?"
+            "AND coalesce((SELECT balance_msat FROM account WHERE name = 'container:' || pubkey), 0) < 1000 "
+            # A wallet's account is minus what it holds.
+            "AND (wallet = ? OR coalesce((SELECT -balance_msat FROM account WHERE name = wallet), 0) < ?) LIMIT ?"
         )
-        pubkeys = [row[0] for row in self._db.execute(ended, (ended_before, limit))]
+        values = (ended_before, MAIN_WALLET, left_msat, limit)
+        pubkeys = [row[0] for row in self._db.execute(ended, values)]
         for pubkey in pubkeys:
             self._archive_one(pubkey)
         return len(pubkeys)
