@@ -1,8 +1,8 @@
-"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc relay start metering``."""
+"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc relay start metering images``."""
 
 import sys
 
-from bench import attestation, metering, relay, rpc, start
+from bench import attestation, images, metering, relay, rpc, start
 
 ALL = {
     "attestation": attestation.run,
@@ -10,6 +10,7 @@ ALL = {
     "relay": relay.run,
     "start": start.run,
     "metering": metering.run,
+    "images": images.run,
 }
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import trio
 
 from bot.adapters.docker_engine import DockerConfig, DockerEngine
+from bot.adapters.image_store import ImageStore, StoreConfig
+from bot.adapters.oci_registry import OciRegistry
+from bot.adapters.registry_client import RegistryConfig
 from bot.adapters.store.sqlite import SqliteStore
 from bot.clock import SystemClock, boot_id
 from bot.devstack.sample import build_image
@@ -31,7 +34,7 @@ async def start_all(engine: DockerEngine, store: SqliteStore, image: str, now: i
     async def one(number: int) -> None:
         key = SecretKey.generate()
         row = Container(
-            key, "a" * 64, f"c{number}", image, image, 1, Tariff(), State.DEPLOYED, now, now
+            key.pubkey, key.reveal_secret(), "a" * 64, f"c{number}", image, image, 1, Tariff(), State.DEPLOYED, now, now
         )  # fmt: skip
         await store.write(lambda tx: tx.containers.add(row))
         entry = payment(f"{number:064x}", key.pubkey, MAIN_WALLET, 10**9)
@@ -53,10 +56,16 @@ async def measure() -> None:
         )
         digest = build_image("exec sleep 100000", ports=(), volumes=()).digest
         image = f"{tag.rpartition(':')[0]}@{digest}"
-        engine = DockerEngine(
-            DockerConfig(str(on.place.socket), "b" * 64, on.place.cgroup_parent), boot_id(), clock
-        )
+        registry = OciRegistry(RegistryConfig((on.registry_host,)))
         with tempfile.TemporaryDirectory() as folder:
+            socket = str(on.place.socket)
+            kept = StoreConfig(Path(folder) / "images", socket, "b" * 64, 1_000_000_000)
+            engine = DockerEngine(
+                DockerConfig(socket, "b" * 64, on.place.cgroup_parent),
+                ImageStore(kept, registry, clock),
+                boot_id(),
+                clock,
+            )
             store = SqliteStore(Path(folder) / "enclaved.sqlite")
             policy = replace(Policy(), capacity=Capacity(total_units=1_000))
             ctx = make_context(store, None, engine, clock, policy=policy)
@@ -75,7 +84,8 @@ async def measure() -> None:
             )
             alive = len(engine.runs())
             store.close()
-        engine.close()
+            engine.close()
+        await registry.aclose()
     print(
         f"\nMetering {alive} containers, one look a second, charged every 60 s ({charges} charges in {SECONDS} s)"
     )

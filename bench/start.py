@@ -84,7 +84,9 @@ async def paid(on: Stack, starts: Starts, me, wallet: NwcWallet, image: str) -> 
 
 async def measure() -> None:
     async with stack(
-        lambda _: None, {"resume_ms": 1_000, "tariff": {"price_msat": 1_000, "interval_s": 1}}
+        lambda _: None,
+        {"resume_ms": 1_000, "tariff": {"price_msat": 1_000, "interval_s": 1}},
+        dockerd_may_pull=True,
     ) as on:
         image = await on.ground.push("bench/hello", "1", build_image(volumes=()))
         subprocess.run(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from bot.adapters.oci_registry import RegistryConfig
+from bot.adapters.registry_client import RegistryConfig
 from bot.server.inbox import InboxPolicy
 from handlers.context import Policy
 from nips.crypto import is_pubkey
@@ -147,6 +147,8 @@ class HttpConfig:
     host: str = "127.0.0.1"
     port: int = 0
     public_url: str | None = None
+    # How many zap invoices one address may ask for; behind a proxy all clients have the proxy's.
+    callbacks_per_minute: int = 60
 
 
 @dataclass(frozen=True)

@@ -164,14 +164,14 @@ class ImageProblem:
 
 
 class Registry(Protocol):
-    """Any OCI registry."""
+    """Any OCI registry. ``caller`` is whose question it is: nobody has more than a few places at once."""
 
-    async def resolve(self, ref: ImageRef) -> ResolvedImage | ImageProblem: ...
+    async def resolve(self, ref: ImageRef, caller: str = "") -> ResolvedImage | ImageProblem: ...
 
 
 @dataclass(frozen=True)
 class ContainerSpec:
-    """All that the engine needs to run one container."""
+    """All that the engine needs to run one container. ``admin`` is for whom its image is fetched."""
 
     pubkey: str
     image: str
@@ -180,14 +180,19 @@ class ContainerSpec:
     env: Mapping[str, str] = field(repr=False)
     volumes: tuple[str, ...]
     ports: tuple[PublishedPort, ...]
+    admin: str = ""
 
 
 @dataclass(frozen=True)
 class CannotStart:
-    """Why a container does not run. ``permanent``: the image's fault, not the moment's."""
+    """Why a container does not run. ``permanent``: the image's fault, not the moment's.
+
+    ``waited_s``: how long it only stood in line for its image behind others', which is not its own fault.
+    """
 
     reason: str
     permanent: bool
+    waited_s: int = 0
 
 
 class Engine(Protocol):
@@ -205,6 +210,10 @@ class Engine(Protocol):
 
     async def logs(self, pubkey: str, lines: int) -> str: ...
     async def exit_reason(self, pubkey: str) -> str: ...
+    def progress(self, pubkey: str) -> str | None:
+        """How far a start has come that waits for its image, in words; None when none does."""
+        ...
+
     async def addresses(self) -> dict[str, str]:
         """Which container has which address now: ``{address: pubkey}``."""
         ...

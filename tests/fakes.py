@@ -226,6 +226,7 @@ class FakeEngine:
     over: list[Ended] = field(default_factory=list)
     halted: list[tuple[str, int]] = field(default_factory=list)
     at: dict[str, str] = field(default_factory=dict)  # address -> pubkey
+    fetching: dict[str, str] = field(default_factory=dict)  # pubkey -> how far its image has come
 
     async def found(self) -> dict[str, Found]:
         return {
@@ -271,6 +272,9 @@ class FakeEngine:
     async def exit_reason(self, pubkey: str) -> str:
         return "it does not stay up: exit code 1"
 
+    def progress(self, pubkey: str) -> str | None:
+        return self.fetching.get(pubkey)
+
     async def addresses(self) -> dict[str, str]:
         return dict(self.at)
 
@@ -313,7 +317,7 @@ class FakeRegistry:
     labels: dict[str, str] = field(default_factory=dict)
     problem: ImageProblem | None = None
 
-    async def resolve(self, ref):
+    async def resolve(self, ref, caller=""):
         if self.problem is not None:
             return self.problem
         return ResolvedImage(

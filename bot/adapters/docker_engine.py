@@ -8,8 +8,8 @@ those in `CAPABILITIES`, no new privileges, our own seccomp profile, one bridge 
 bounded log, and a volume of ours for every VOLUME that the image declares.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,21 +17,21 @@ from typing import Any, TypeVar
 import docker
 import requests
 import trio
-import urllib3
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, DockerException, NotFound
 from docker.types import LogConfig
 
 from bot.adapters import seccomp
+from bot.adapters.image_store import ENGINE_FAULTS, ImageStore
 from bot.adapters.kept_logs import KeptLogs
 from bot.adapters.proc_meter import ProcMeter
-from handlers.domain.limits import CPU_PERIOD_US, image_fits
+from handlers.domain.limits import CPU_PERIOD_US
 from handlers.domain.meter import Ended, Run
 from handlers.domain.plan import Found, Live
 from handlers.ports import CannotStart, Clock, ContainerSpec
 
 T = TypeVar("T")
 OWNER = "enclaved.instance"
-PUBKEY, GENERATION = "enclaved.pubkey", "enclaved.generation"
+PUBKEY, GENERATION, IMAGE = "enclaved.pubkey", "enclaved.generation", "enclaved.image"
 # What ordinary images need to drop privileges and to own their files. No NET_RAW, MKNOD, SYS_CHROOT,
 # SETFCAP, AUDIT_WRITE, which Docker would give.
 CAPABILITIES = (
@@ -45,10 +45,11 @@ CAPABILITIES = (
     "SETPCAP",
     "SETUID",
 )
-MAX_STARTS, MAX_PULLS = 4, 8
+MAX_STARTS = 4
 HOST_NAME = "enclaved"
-PULL_S = 600
 MAX_LOG_BYTES, MAX_LOG_LINES = 1_000_000, 1_000
+# How the engine says that a program cannot be executed, or is not there: as a shell does.
+NOT_EXECUTABLE, NOT_THERE = 126, 127
 _LIVE = {
     "running": Live.RUNNING,
     "created": Live.CREATED,
@@ -68,7 +69,6 @@ class DockerConfig:
     masquerade: bool = True
     # Where logs of containers that are made anew are kept; None: nowhere.
     kept_logs: Path | None = None
-    credentials: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 class EngineUnusable(Exception):
@@ -78,11 +78,13 @@ class EngineUnusable(Exception):
 class DockerEngine:
     """`handlers.ports.Engine`."""
 
-    def __init__(self, config: DockerConfig, boot_id: str, clock: Clock) -> None:
+    def __init__(
+        self, config: DockerConfig, images: ImageStore, boot_id: str, clock: Clock
+    ) -> None:
         self._config = config
+        self._images = images
         self._meter = ProcMeter(config.cgroup_parent, boot_id, clock)
         self._starts = trio.CapacityLimiter(MAX_STARTS)
-        self._pulls = trio.CapacityLimiter(MAX_PULLS)
         self._calls = trio.CapacityLimiter(8)
         self._seccomp = seccomp.profile()
         self._kept_logs = KeptLogs(config.kept_logs)
@@ -108,8 +110,16 @@ class DockerEngine:
         if info.get("CgroupDriver") != "cgroupfs":
             # Metering finds a container's processes by its cgroup; systemd names those differently.
             raise EngineUnusable("Docker must run with --exec-opt native.cgroupdriver=cgroupfs")
+        if any(
+            "containerd.snapshotter" in str(value) for _, value in info.get("DriverStatus") or ()
+        ):
+            # There an image's id is not its config's digest, so nothing would tell us what was loaded.
+            raise EngineUnusable(
+                "Docker must keep images by itself, not with containerd's snapshotter"
+            )
         if not any("seccomp" in option for option in info.get("SecurityOptions") or ()):
             raise EngineUnusable("Docker runs without seccomp")
+        await self._images.tidy()
 
     async def found(self) -> dict[str, Found]:
         listed = await self._call(self._list)
@@ -120,36 +130,55 @@ class DockerEngine:
         return {pubkey: have for pubkey, (_, have) in listed.items()}
 
     async def start(self, spec: ContainerSpec) -> CannotStart | None:
+        waited_s = 0
         try:
-            await self._pull_in_time(spec)
-            async with self._starts:
-                container_id = await self._call(partial(self._start, spec))
-        except (
-            DockerException,
-            requests.exceptions.RequestException,
-            urllib3.exceptions.HTTPError,
-        ) as error:
-            return _cannot_start(error)
-        except trio.TooSlowError:
-            return CannotStart(f"the image cannot be pulled within {PULL_S} s", permanent=True)
-        except _Unfit as unfit:
-            return CannotStart(str(unfit), permanent=True)
+            container_id = await self._start_existing(spec)
+            if container_id is None:
+                image = await self._images.get(spec)
+                if isinstance(image, CannotStart):
+                    return image
+                waited_s = image.waited_s
+                container_id = await self._start_new(spec, image.image_id)
+        except ENGINE_FAULTS as error:
+            return replace(await self._cannot_start(spec, error), waited_s=waited_s)
         self._meter.expect_one(spec.pubkey, container_id)
         return None
 
-    async def _pull_in_time(self, spec: ContainerSpec) -> None:
-        """Pulls have places of their own: a registry that drips must not keep others from starting."""
-        with trio.fail_after(PULL_S):
-            await trio.to_thread.run_sync(
-                self._pull, spec, limiter=self._pulls, abandon_on_cancel=True, thread_name="pull"
+    async def _start_existing(self, spec: ContainerSpec) -> str | None:
+        async with self._starts:
+            return await self._call(partial(self._start_if_there, spec))
+
+    async def _start_new(self, spec: ContainerSpec, image_id: str) -> str:
+        async with self._starts:
+            return await self._call(partial(self._create_and_start, spec, image_id))
+
+    async def _cannot_start(self, spec: ContainerSpec, error: Exception) -> CannotStart:
+        reason = str(getattr(error, "explanation", None) or error)[:300]
+        try:
+            # 400: a configuration that this image makes impossible.
+            permanent = isinstance(error, APIError) and (
+                error.status_code == 400
+                or await self._call(partial(self._has_no_program, spec.pubkey))
             )
+            if permanent:
+                await self._images.drop(spec.image)
+        except ENGINE_FAULTS as gone:
+            return CannotStart(f"{reason}; {gone}"[:300], permanent=False)
+        return CannotStart(reason, permanent)
+
+    def progress(self, pubkey: str) -> str | None:
+        return self._images.progress(pubkey)
 
     async def halt(self, pubkey: str, grace_s: int) -> None:
         await self._call(partial(self._halt, pubkey, grace_s))
         self._meter.expect_one(pubkey, None)
 
     async def remove(self, pubkey: str, *, keep_volumes: bool) -> None:
-        await self._call(partial(self._remove, pubkey, keep_volumes=keep_volumes))
+        left = await self._call(partial(self._remove, pubkey, keep_volumes=keep_volumes))
+        if left is not None and left[0]:
+            image, ran = left
+            is_over = not ran and not keep_volumes
+            await (self._images.drop(image) if is_over else self._images.used(image))
         self._meter.expect_one(pubkey, None)
 
     async def logs(self, pubkey: str, lines: int) -> str:
@@ -171,6 +200,7 @@ class DockerEngine:
         self._meter.forget_ended(ended)
 
     def close(self) -> None:
+        self._images.close()
         if "_client" in self.__dict__:
             self._client.close()
 
@@ -207,48 +237,39 @@ class DockerEngine:
                 found[network["IPAddress"]] = pubkey
         return found
 
-    def _start(self, spec: ContainerSpec) -> str:
+    def _start_if_there(self, spec: ContainerSpec) -> str | None:
         try:
             container = self._client.containers.get(_name(spec.pubkey))
         except NotFound:
-            container = self._create(spec)
+            return None
         container.start()
         return str(container.id)
 
-    def _pull(self, spec: ContainerSpec) -> None:
-        try:
-            image = self._client.images.get(spec.image)
-        except ImageNotFound:
-            host = spec.image.partition("/")[0]
-            user, _, password = (self._config.credentials or {}).get(host, "").partition(":")
-            auth = {"username": user, "password": password} if user else None
-            image = self._client.images.pull(spec.image, auth_config=auth)
-        if not image_fits(int(image.attrs["Size"]), spec.limits):
-            self._drop_image(spec.image)
-            raise _Unfit("the image is too large for its disk; take more units")
-        undeclared = (image.attrs["Config"].get("Volumes") or {}).keys() - set(spec.volumes)
-        if undeclared:
-            # They would become anonymous volumes without a limit.
-            raise _Unfit("the image declares other volumes than its registry told")
+    def _create_and_start(self, spec: ContainerSpec, image_id: str) -> str:
+        container = self._create(spec, image_id)
+        container.start()
+        return str(container.id)
 
-    def _drop_image(self, image: str) -> None:
-        """An image that nobody runs only fills the disk; one that somebody runs stays by itself."""
+    def _has_no_program(self, pubkey: str) -> bool:
+        """Whether the engine could not execute what the image names, by its own exit codes."""
         try:
-            self._client.images.remove(image)
-        except (ImageNotFound, APIError):
-            pass
+            state = self._client.containers.get(_name(pubkey)).attrs["State"]
+        except NotFound:
+            return False
+        failed_to_start = bool(state.get("Error"))
+        return failed_to_start and state.get("ExitCode") in (NOT_EXECUTABLE, NOT_THERE)
 
-    def _create(self, spec: ContainerSpec) -> Any:
+    def _create(self, spec: ContainerSpec, image_id: str) -> Any:
         gateway = self._network(spec.pubkey)
         labels = self._labels(spec.pubkey)
         for index in range(len(spec.volumes)):
             self._client.volumes.create(f"{_name(spec.pubkey)}-{index}", labels=labels)
         return self._client.containers.create(
-            spec.image,
+            image_id,
             name=_name(spec.pubkey),
             hostname=_name(spec.pubkey),
             environment=dict(spec.env),
-            labels=labels | {GENERATION: str(spec.generation)},
+            labels=labels | {GENERATION: str(spec.generation), IMAGE: spec.image},
             detach=True,
             # The name under which a container finds us: our end of its own bridge.
             extra_hosts={HOST_NAME: gateway},
@@ -307,26 +328,27 @@ class DockerEngine:
         except NotFound:
             pass  # nothing to halt is as good as halted
 
-    def _remove(self, pubkey: str, *, keep_volumes: bool) -> None:
-        image = None
+    def _remove(self, pubkey: str, *, keep_volumes: bool) -> tuple[str, bool] | None:
+        """The image of the container that went, and whether that ever ran."""
+        left = None
         try:
             container = self._client.containers.get(_name(pubkey))
-            image = container.attrs["Config"]["Image"]
             if keep_volumes:
                 self._kept_logs.keep(pubkey, self._raw_logs(container, MAX_LOG_LINES))
             container.remove(force=True, v=False)
+            ran = not container.attrs["State"]["StartedAt"].startswith("0001-")
+            left = (container.labels.get(IMAGE, ""), ran)
         except NotFound:
             pass
         if keep_volumes:
-            return
+            return left
         self._kept_logs.forget(pubkey)
-        if image is not None:
-            self._drop_image(image)
         ours = {"label": [f"{OWNER}={self._config.owner}", f"{PUBKEY}={pubkey}"]}
         for volume in self._client.volumes.list(filters=ours):
             volume.remove(force=True)
         for network in self._client.networks.list(filters=ours):
             network.remove()
+        return left
 
     def _logs(self, pubkey: str, lines: int) -> str:
         """What it wrote, also before it was made anew."""
@@ -339,7 +361,13 @@ class DockerEngine:
 
     @staticmethod
     def _raw_logs(container: Any, lines: int) -> bytes:
-        raw: bytes = container.logs(tail=lines, timestamps=True)
+        try:
+            raw: bytes = container.logs(tail=lines, timestamps=True)
+        except APIError as error:
+            # 409: it is being removed, or could not be removed: dockerd shows nothing of it any more.
+            if error.status_code != 409:
+                raise
+            return b""
         return raw[-MAX_LOG_BYTES:]
 
     def _exit_reason(self, pubkey: str) -> str:
@@ -355,18 +383,5 @@ class DockerEngine:
         return {OWNER: self._config.owner, PUBKEY: pubkey}
 
 
-class _Unfit(Exception):
-    """The image is not what was quoted."""
-
-
 def _name(pubkey: str) -> str:
     return f"enclaved-{pubkey[:24]}"
-
-
-def _cannot_start(error: Exception) -> CannotStart:
-    reason = str(getattr(error, "explanation", None) or error)[:300]
-    # 404: no such image. 400: a configuration that this image makes impossible. The rest may pass.
-    permanent = isinstance(error, APIError) and error.status_code in (400, 404)
-    # The engine reports an executable that does not exist as an error of its own.
-    permanent |= "OCI runtime create failed" in reason or "executable file not found" in reason
-    return CannotStart(reason, permanent)

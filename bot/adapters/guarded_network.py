@@ -5,11 +5,15 @@ resolves to something else a moment later (DNS rebinding) is checked again.
 """
 
 import ipaddress
+import socket
 from collections.abc import Iterable
+from functools import cache, partial
 from typing import Any
 
 import httpcore
 import trio
+
+MAX_LOOKUPS = 64
 
 
 class ForbiddenAddress(httpcore.ConnectError):
@@ -37,14 +41,21 @@ def is_public(text: str) -> bool:
 
 async def resolve_public(host: str, port: int) -> str:
     """An address of the host, if all of them are public. Raises `ForbiddenAddress` or `ConnectError`."""
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+        found = await trio.to_thread.run_sync(ask, limiter=_lookups(), abandon_on_cancel=True)
     except (OSError, UnicodeError) as error:
         raise httpcore.ConnectError(f"cannot resolve {host}") from error
     addresses = [str(info[4][0]) for info in found]
     if not addresses or not all(map(is_public, addresses)):
         raise ForbiddenAddress(f"{host} is not a public address")
     return addresses[0]
+
+
+@cache
+def _lookups() -> trio.CapacityLimiter:
+    """Name servers that are silent hold these threads for half a minute, and no others."""
+    return trio.CapacityLimiter(MAX_LOOKUPS)
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):

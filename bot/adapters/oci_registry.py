@@ -1,34 +1,38 @@
-"""Reads manifests from any OCI or Docker registry: a reference becomes a digest, sizes and labels.
+"""Reads images' documents from any OCI or Docker registry: a reference becomes a digest, sizes and labels.
 
-A registry is a stranger: every document is bounded in size and time, its digest is computed from the
-bytes that came, and redirects and token realms are followed only to public addresses and never
-together with the credentials of another host.
+A registry is a stranger: every document's digest is computed from the bytes that came, and JSON enters as
+`object` and leaves as a `Manifest`, or as a refusal with a reason.
 """
 
-import base64
 import hashlib
-import json
 import re
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit
 
-import httpcore
+import orjson
 import trio
 
-from bot.adapters.guarded_network import GuardedBackend
-from handlers.domain.image import DOCKER_HUB, ImageRef
+from bot.adapters.layer import Layer
+from bot.adapters.places import Bounds, Busy, Places
+from bot.adapters.registry_client import (
+    Blob,
+    Broken,
+    Refused,
+    RegistryClient,
+    RegistryConfig,
+    TooSlow,
+)
+from handlers.domain.image import ImageRef
+from handlers.domain.ports_pool import MAX_PORTS_PER_CONTAINER
 from handlers.ports import ImageProblem, ResolvedImage
 
-MAX_DOCUMENT_BYTES = 4 << 20
-MAX_REDIRECTS = 5
 MAX_LAYERS = 128
-RESOLVE_S = 30
-MAX_AT_ONCE = 16
-MAX_CHALLENGE, MAX_TOKEN, MAX_TOKENS = 2_048, 16_384, 256
-_CHALLENGE = re.compile(r'(?<!\w)(\w{1,32})="([^"]*)"')
+MAX_LABELS = 65_536
+# A line of questions, and the answer to one.
+WAIT_S, RESOLVE_S = 10, 20
+QUESTIONS = Bounds(in_all=32, by_host=8, by_caller=2, waiting=64, waiting_by_caller=4)
 _INDEX = frozenset(
     {
         "application/vnd.oci.image.index.v1+json",
@@ -42,201 +46,198 @@ _MANIFEST = frozenset(
     }
 )
 _ACCEPT = ", ".join(sorted(_INDEX | _MANIFEST))
-_PORT = re.compile(r"([1-9][0-9]{0,4})/(tcp|udp)")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_PORTS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?(?:/(tcp|udp))?")
+_NO_IMAGE = "the registry answers something that is no image"
 
 
 @dataclass(frozen=True)
-class RegistryConfig:
-    """``plain_http`` lists ``host:port`` that are spoken to without TLS and may be private addresses."""
+class Manifest:
+    """An image for linux/amd64, all of it but its layers. ``config`` is the document that the image id names."""
 
-    plain_http: tuple[str, ...] = ()
-    # host -> "user:password"
-    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-
-class _Refused(Exception):
-    """Why a reference cannot be resolved; caught in `resolve` only."""
-
-    def __init__(self, text: str, *, permanent: bool = True) -> None:
-        super().__init__(text)
-        self.permanent = permanent
+    resolved: ResolvedImage
+    config: bytes
+    layers: tuple[Layer, ...]
 
 
 class OciRegistry:
     """`handlers.ports.Registry`."""
 
-    def __init__(self, config: RegistryConfig) -> None:
-        self._config = config
-        self._pool = httpcore.AsyncConnectionPool(
-            network_backend=GuardedBackend(config.plain_http),
-            max_connections=16,
-            keepalive_expiry=30,
-        )
-        self._tokens: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self._at_once = trio.CapacityLimiter(MAX_AT_ONCE)
+    def __init__(self, config: RegistryConfig, questions: Bounds = QUESTIONS) -> None:
+        self._client = RegistryClient(config)
+        self._places = Places(questions)
 
-    async def resolve(self, ref: ImageRef) -> ResolvedImage | ImageProblem:
+    async def resolve(self, ref: ImageRef, caller: str = "") -> ResolvedImage | ImageProblem:
+        has_place = False
         try:
-            with trio.fail_after(RESOLVE_S):
-                async with self._at_once:
-                    return await self._resolve(ref)
-        except _Refused as refused:
+            with trio.move_on_after(WAIT_S) as limit:
+                async with self._places.take(ref.host, caller):
+                    has_place, limit.deadline = True, trio.current_time() + RESOLVE_S
+                    resolved = (await self.manifest(ref)).resolved
+                    self._places.answered(ref.host)
+                    return resolved
+        except Busy as busy:
+            return ImageProblem(f"{busy}; retry in a moment", permanent=False)
+        except Refused as refused:
+            if isinstance(refused, Broken | TooSlow):
+                self._places.failed(ref.host)
             return ImageProblem(str(refused), refused.permanent)
-        except (
-            httpcore.NetworkError,
-            httpcore.TimeoutException,
-            httpcore.ProtocolError,
-            trio.TooSlowError,
-        ) as error:
-            return ImageProblem(
-                f"the registry cannot be reached: {str(error) or 'timeout'}", permanent=False
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return ImageProblem("the registry answers something that is no image", permanent=True)
+        if not has_place:
+            return ImageProblem("too many wait for that registry; retry later", permanent=False)
+        self._places.failed(ref.host)
+        return ImageProblem("the registry is too slow; retry later", permanent=False)
 
-    async def aclose(self) -> None:
-        await self._pool.aclose()
-
-    async def _resolve(self, ref: ImageRef) -> ResolvedImage:
-        document, digest, kind = await self._document(ref, "manifests", ref.wanted)
+    async def manifest(self, ref: ImageRef) -> Manifest:
+        """Raises `Refused`."""
+        document, digest, kind = await self._document(ref, ref.wanted)
         if kind in _INDEX:
             digest = _linux_amd64(document)
-            document, digest, kind = await self._document(ref, "manifests", digest)
+            document, digest, kind = await self._document(ref, digest)
         if kind not in _MANIFEST:
-            raise _Refused("the manifest is of an unknown kind")
-        layers = document["layers"]
-        if len(layers) > MAX_LAYERS:
-            raise _Refused(f"the image has more than {MAX_LAYERS} layers")
-        config, config_digest, _ = await self._document(
-            ref, "blobs", str(document["config"]["digest"])
-        )
-        if (config.get("os"), config.get("architecture")) != ("linux", "amd64"):
-            raise _Refused("the image is not for linux/amd64")
-        settings = config.get("config") or {}
-        return ResolvedImage(
-            ref=ref,
-            digest=digest,
-            image_id=config_digest.removeprefix("sha256:"),
-            compressed_bytes=sum(_size(layer) for layer in layers),
-            labels={str(k): str(v) for k, v in (settings.get("Labels") or {}).items()},
-            ports=_ports(settings.get("ExposedPorts") or {}),
-            volumes=_volumes(settings.get("Volumes") or {}),
-        )
+            raise Refused("the manifest is of an unknown kind")
+        raw, _, _ = await self._raw(ref, "blobs", _config_digest(document))
+        return _manifest(ref, digest, document, raw)
 
-    async def _document(
-        self, ref: ImageRef, what: str, name: str
-    ) -> tuple[dict[str, Any], str, str]:
-        raw, content_type = await self._get(ref, f"/v2/{ref.repository}/{what}/{name}")
-        digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
-        if name.startswith("sha256:") and digest != name:
-            raise _Refused("the registry sent something else than the digest names")
-        document = json.loads(raw)
-        if not isinstance(document, dict):
-            raise _Refused("the registry answers something that is no image")
+    def blob(self, ref: ImageRef, digest: str, offset: int) -> AbstractAsyncContextManager[Blob]:
+        """See `RegistryClient.blob`."""
+        return self._client.blob(ref, digest, offset)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _document(self, ref: ImageRef, name: str) -> tuple[dict[str, Any], str, str]:
+        raw, digest, content_type = await self._raw(ref, "manifests", name)
+        document = _object(raw)
         return document, digest, str(document.get("mediaType") or content_type)
 
-    async def _get(self, ref: ImageRef, path: str) -> tuple[bytes, str]:
-        url = f"{self._scheme(ref.host)}://{_api_host(ref.host)}{path}"
-        headers = {"Accept": _ACCEPT}
-        authorization = self._tokens.get((ref.host, ref.repository))
-        status, answer_headers, body = await self._fetch(url, headers, authorization)
-        if status == 401:
-            authorization = await self._authorize(ref, answer_headers.get("www-authenticate", ""))
-            status, answer_headers, body = await self._fetch(url, headers, authorization)
-        if status in (401, 403, 404):
-            raise _Refused("there is no such image, or it is private")
-        if status != 200:
-            raise _Refused(f"the registry answers {status}", permanent=False)
-        return body, answer_headers.get("content-type", "").partition(";")[0]
-
-    async def _authorize(self, ref: ImageRef, challenge: str) -> str:
-        scheme, _, rest = challenge.partition(" ")
-        credentials = self._config.credentials.get(ref.host)
-        basic = f"Basic {base64.b64encode(credentials.encode()).decode()}" if credentials else None
-        if scheme.lower() == "basic" and basic is not None:
-            return basic
-        if scheme.lower() != "bearer":
-            raise _Refused("the registry wants credentials")
-        if len(rest) > MAX_CHALLENGE:
-            raise _Refused("the registry's challenge is too long")
-        asked = dict(_CHALLENGE.findall(rest))
-        realm = asked.get("realm", "")
-        if (
-            not realm.startswith("https://")
-            and urlsplit(realm).netloc not in self._config.plain_http
-        ):
-            raise _Refused("the registry sends us to an unprotected token server")
-        query = {"service": asked.get("service", ""), "scope": f"repository:{ref.repository}:pull"}
-        # Credentials go to the realm that the registry itself names, as the token protocol has it.
-        status, _, body = await self._fetch(f"{realm}?{urlencode(query)}", {}, basic)
-        if status != 200:
-            raise _Refused("the registry's token server refuses")
-        answer = json.loads(body)
-        token = f"Bearer {answer.get('token') or answer['access_token']}"
-        if len(token) > MAX_TOKEN:
-            raise _Refused("the registry's token is too long")
-        self._tokens[ref.host, ref.repository] = token
-        while len(self._tokens) > MAX_TOKENS:
-            self._tokens.popitem(last=False)
-        return token
-
-    async def _fetch(
-        self, url: str, headers: dict[str, str], authorization: str | None
-    ) -> tuple[int, dict[str, str], bytes]:
-        origin = urlsplit(url).netloc
-        for _ in range(MAX_REDIRECTS):
-            parts = urlsplit(url)
-            if parts.scheme != self._scheme(parts.netloc) and parts.scheme != "https":
-                raise _Refused("the registry redirects to an unprotected address")
-            sent = dict(headers)
-            if authorization is not None and parts.netloc == origin:
-                sent["Authorization"] = authorization
-            status, answer, body = await self._once(url, sent)
-            if status not in (301, 302, 303, 307, 308):
-                return status, answer, body
-            url = urljoin(url, answer.get("location", ""))
-        raise _Refused("the registry redirects without end")
-
-    async def _once(self, url: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-        timeouts = {"timeout": {"connect": 10, "read": 10, "write": 10, "pool": 10}}
-        async with self._pool.stream(
-            "GET", url, headers=[*headers.items()], extensions=timeouts
-        ) as response:
-            body = bytearray()
-            async for part in response.aiter_stream():
-                body += part
-                if len(body) > MAX_DOCUMENT_BYTES:
-                    raise _Refused("the registry sends a document that is too large")
-            answer = {k.decode().lower(): v.decode(errors="replace") for k, v in response.headers}
-            return response.status, answer, bytes(body)
-
-    def _scheme(self, host: str) -> str:
-        return "http" if host in self._config.plain_http else "https"
+    async def _raw(self, ref: ImageRef, what: str, name: str) -> tuple[bytes, str, str]:
+        raw, content_type = await self._client.document(ref, f"{what}/{name}", _ACCEPT)
+        digest = _digest_of(raw)
+        if name.startswith("sha256:") and digest != name:
+            raise Refused("the registry sent something else than the digest names")
+        return raw, digest, content_type
 
 
-def _api_host(host: str) -> str:
-    return "registry-1.docker.io" if host == DOCKER_HUB else host
+def _digest_of(raw: bytes) -> str:
+    return f"sha256:{hashlib.sha256(raw).hexdigest()}"
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    """A JSON object; orjson refuses what is nested too deep (the standard library's reader would overflow)."""
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise Refused(_NO_IMAGE) from error
+    if not isinstance(document, dict):
+        raise Refused(_NO_IMAGE)
+    return document
+
+
+def _manifest(ref: ImageRef, digest: str, document: dict[str, Any], raw: bytes) -> Manifest:
+    try:
+        return _manifest_untrusted(ref, digest, document, raw)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(_NO_IMAGE) from error
+
+
+def _manifest_untrusted(
+    ref: ImageRef, digest: str, document: dict[str, Any], raw: bytes
+) -> Manifest:
+    config = _object(raw)
+    if (config.get("os"), config.get("architecture")) != ("linux", "amd64"):
+        raise Refused("the image is not for linux/amd64")
+    settings = config.get("config") or {}
+    if not settings.get("Entrypoint") and not settings.get("Cmd"):
+        raise Refused("the image has neither ENTRYPOINT nor CMD, so nothing would run")
+    layers = _layers(document["layers"], config["rootfs"]["diff_ids"])
+    resolved = ResolvedImage(
+        ref=ref,
+        digest=digest,
+        image_id=_digest_of(raw).removeprefix("sha256:"),
+        compressed_bytes=sum(layer.size_bytes for layer in layers),
+        labels=_labels(settings.get("Labels") or {}),
+        ports=_ports(settings.get("ExposedPorts") or {}),
+        volumes=_volumes(settings.get("Volumes") or {}),
+    )
+    return Manifest(resolved, raw, layers)
+
+
+def _labels(given: dict[str, Any]) -> dict[str, str]:
+    """The engine repeats them for every container in every list that we ask of it."""
+    labels = {str(name): str(value) for name, value in given.items()}
+    if sum(len(name) + len(value) for name, value in labels.items()) > MAX_LABELS:
+        raise Refused(f"the image's labels have more than {MAX_LABELS} characters")
+    return labels
+
+
+def _config_digest(document: dict[str, Any]) -> str:
+    try:
+        return _digest(document["config"]["digest"])
+    except (KeyError, TypeError) as error:
+        raise Refused(_NO_IMAGE) from error
 
 
 def _linux_amd64(index: dict[str, Any]) -> str:
-    for entry in index["manifests"]:
-        platform = entry.get("platform") or {}
-        fits = (platform.get("os"), platform.get("architecture")) == ("linux", "amd64")
-        if fits and entry.get("mediaType") in _MANIFEST:
-            return str(entry["digest"])
-    raise _Refused("there is no image for linux/amd64")
+    """The manifest for our platform, by preference one for its every variant; attestations are for none."""
+    entries = index.get("manifests")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise Refused(_NO_IMAGE)
+    platforms = [(entry, entry.get("platform")) for entry in entries]
+    if entries and not any(platform for _, platform in platforms):
+        raise Refused("the index does not say for which platforms its images are")
+    fitting = [
+        (bool(platform.get("variant")), _digest(entry.get("digest")))
+        for entry, platform in platforms
+        if isinstance(platform, dict)
+        and (platform.get("os"), platform.get("architecture")) == ("linux", "amd64")
+        and entry.get("mediaType") in _MANIFEST
+    ]
+    if not fitting:
+        raise Refused("there is no image for linux/amd64")
+    return min(fitting, key=lambda one: one[0])[1]
+
+
+def _layers(listed: list[Any], diff_ids: list[Any]) -> tuple[Layer, ...]:
+    if len(listed) > MAX_LAYERS:
+        raise Refused(f"the image has more than {MAX_LAYERS} layers")
+    if len(listed) != len(diff_ids):
+        raise Refused("the image's manifest and config do not name the same layers")
+    return tuple(
+        Layer(_digest(layer["digest"]), _size(layer), _digest(diff_id))
+        for layer, diff_id in zip(listed, diff_ids, strict=True)
+    )
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise Refused("the image names something by another digest than SHA-256")
+    return value
 
 
 def _size(layer: dict[str, Any]) -> int:
-    size = layer["size"]
+    size = layer.get("size")
     if type(size) is not int or size < 0:
-        raise _Refused("a layer has no size")
+        raise Refused("a layer has no size")
     return size
 
 
 def _ports(exposed: dict[str, Any]) -> tuple[str, ...]:
-    named = [str(port) if "/" in str(port) else f"{port}/tcp" for port in exposed]
-    return tuple(sorted(port for port in named if _PORT.fullmatch(port)))
+    """``8080/tcp``, also out of ranges; one more than a container may have is enough to refuse the image."""
+    found: set[str] = set()
+    for text in exposed:
+        for port in _range(str(text)):
+            found.add(port)
+            if len(found) > MAX_PORTS_PER_CONTAINER:
+                break
+    return tuple(sorted(found))
+
+
+def _range(text: str) -> Iterator[str]:
+    matched = _PORTS.fullmatch(text)
+    if matched is not None:
+        first, last = int(matched[1]), int(matched[2] or matched[1])
+        for port in range(first, min(last, 65_535) + 1):
+            yield f"{port}/{matched[3] or 'tcp'}"
 
 
 def _volumes(declared: dict[str, Any]) -> tuple[str, ...]:
@@ -248,5 +249,5 @@ def _volumes(declared: dict[str, Any]) -> tuple[str, ...]:
             or ":" in path
             or len(path) > 256
         ):
-            raise _Refused("the image declares a volume at a path that is not allowed")
+            raise Refused("the image declares a volume at a path that is not allowed")
     return tuple(sorted(declared))

@@ -39,6 +39,8 @@ _PRIVATE = ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.
             "192.168.0.0/16", "224.0.0.0/4", "240.0.0.0/4")  # fmt: skip
 # Where a server inside the engine's network may listen for containers.
 CONTAINER_PORT = 7_070
+# ... and the group by which it may reach others from there.
+SERVER_GID = 7_070
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,10 @@ def choose_place(folder: Path) -> EnginePlace:
 class PrivateEngine:
     """Start it under a supervisor; `enter` builds commands that run inside its namespaces."""
 
-    def __init__(self, place: EnginePlace, registry_port: int) -> None:
+    def __init__(self, place: EnginePlace, *, pulls_from: str | None = None) -> None:
+        """``pulls_from``: a registry that dockerd itself may reach, to measure it; by default it has no network."""
         self.place = place
-        self._registry = f"{place.engine_address}:{registry_port}"
+        self._pulls_from = pulls_from
         self._inner_pid = 0
         self._supervisor: Supervisor | None = None
 
@@ -176,7 +179,7 @@ class PrivateEngine:
                     "live-restore": True,
                     "icc": False,
                     "userland-proxy": False,
-                    "insecure-registries": [self._registry],
+                    "insecure-registries": [self._pulls_from] if self._pulls_from else [],
                     "default-address-pools": [{"base": "10.200.0.0/16", "size": 28}],
                     "bip": "10.201.0.1/24",
                     "cgroup-parent": self.place.cgroup_parent,
@@ -245,6 +248,18 @@ class PrivateEngine:
         )
         for rule in rules:
             await _run(self.enter(["iptables", "-w", *rule]))
+        if self._pulls_from is None:
+            await self._cut_off()
+
+    async def _cut_off(self) -> None:
+        """dockerd answers on its socket and asks nobody: images are brought to it."""
+        outwards = ["-A", "OUTPUT", "-o", f"{self.place.name}e"]
+        for rule in (
+            ["-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"],
+            ["-m", "owner", "--gid-owner", str(SERVER_GID), "-j", "ACCEPT"],
+            ["-j", "REJECT"],
+        ):
+            await _run(self.enter(["iptables", "-w", *outwards, *rule]))
 
 
 def _only_child(parent: int) -> int | None:

@@ -31,7 +31,7 @@ class Ground:
 
     @property
     def registry_host(self) -> str:
-        return f"{self.place.engine_address}:{REGISTRY_PORT}"
+        return _registry_host(self.place)
 
     async def push(self, repository: str, tag: str, image: Image) -> str:
         """Upload an image; its reference by tag."""
@@ -40,20 +40,21 @@ class Ground:
 
 
 @asynccontextmanager
-async def ground(say: Say) -> AsyncIterator[Ground]:
+async def ground(say: Say, *, dockerd_may_pull: bool = False) -> AsyncIterator[Ground]:
     """Docker and registry. Leaves nothing behind, also after an earlier run that could not clean up."""
     _remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix="e", dir=BASE))
     (folder / "owner").write_text(str(os.getpid()))
     place = choose_place(folder)
     supervisor = Supervisor(folder)
-    engine = PrivateEngine(place, REGISTRY_PORT)
+    pulls_from = _registry_host(place) if dockerd_may_pull else None
+    engine = PrivateEngine(place, pulls_from=pulls_from)
     try:
         async with trio.open_nursery() as nursery:
             try:
                 say("starting a private Docker in its own namespaces")
                 await engine.start(supervisor, nursery)
-                say(f"starting a registry on {place.engine_address}:{REGISTRY_PORT}")
+                say(f"starting a registry on {_registry_host(place)}")
                 await _start_registry(engine, supervisor, nursery)
                 yield Ground(place, supervisor, nursery, engine)
             finally:
@@ -64,14 +65,19 @@ async def ground(say: Say) -> AsyncIterator[Ground]:
         engine.clean_up()
 
 
+def _registry_host(place: EnginePlace) -> str:
+    return f"{place.host_address}:{REGISTRY_PORT}"
+
+
 async def _start_registry(
     engine: PrivateEngine, supervisor: Supervisor, nursery: trio.Nursery
 ) -> None:
     place = engine.place
-    address = f"{place.engine_address}:{REGISTRY_PORT}"
+    address = _registry_host(place)
     path = place.folder / "registry.yml"
     path.write_text(registry.configuration(place.folder / "registry", address))
-    command = engine.enter(["docker-registry", "serve", str(path)])
+    # On this side of the wire, with us; its processes and mounts are the engine's, and end with them.
+    command = engine.enter(["docker-registry", "serve", str(path)], network=False)
     ready = Program(
         "registry", command, after=("dockerd",), ready=lambda: registry.is_ready(address)
     )

@@ -39,13 +39,14 @@ async def stack(
     *,
     extension: bool = True,
     relay_limits: dict[str, int] | None = None,
+    dockerd_may_pull: bool = False,
     registries: Sequence[str] = (),
 ) -> AsyncIterator[Stack]:
     """`ground`, the wallet service, and ``enclaved`` with its embedded relay, all ready.
 
     ``registries``: more of them, spoken to as the ground's own.
     """
-    async with ground(say) as on:
+    async with ground(say, dockerd_may_pull=dockerd_may_pull) as on:
         folder, keys = on.place.folder, [SecretKey.generate() for _ in range(3)]
         wallet, client, payer = keys
         relay_url, public_url = (

@@ -81,7 +81,7 @@ class EventStore:
         self._carry_over(earlier)
 
     def _carry_over(self, earlier: Iterable[bytes]) -> None:
-        self._db.execute("BEGIN")
+        """In the transaction that made the new tables: all of it, or nothing."""
         for text in earlier:
             try:
                 event = parse_event_json_untrusted(text)
@@ -89,7 +89,8 @@ class EventStore:
                 log.warning("an event of the old store is left behind", reason=str(error))
             else:
                 self._store(_Waiting(event, Budget.STRANGERS, event.created_at))
-        self._db.execute("COMMIT")
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
 
     def close(self) -> None:
         self._db.close()
@@ -159,11 +160,14 @@ class EventStore:
             self._db.execute("BEGIN IMMEDIATE")
             reasons = [self._store(item) for item in batch]
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            # A full disk, most likely. Nothing of the batch is stored, and everybody is told.
-            log.error("relay cannot store", reason=str(error))
+        except Exception as error:
             self._roll_back()
-            return [UNABLE] * len(batch)
+            if len(batch) > 1:
+                # Whatever it was that one of them brought about: it is not the others' fault.
+                return [reason for item in batch for reason in self._write([item])]
+            # A full disk, most likely.
+            log.exception("relay cannot store", reason=str(error), event_id=batch[0].event.id)
+            return [UNABLE]
         return reasons
 
     def _roll_back(self) -> None:

@@ -106,7 +106,7 @@ CREATE TABLE secret (bytes BLOB NOT NULL) STRICT;
 
 
 def open_tables(path: Path, max_bytes: int) -> tuple[sqlite3.Connection, list[bytes]]:
-    """The writing connection, and the events of an earlier layout, which its caller adds again.
+    """The writing connection, and the events of an earlier layout, which its caller adds again and commits.
 
     Raises `sqlite3.DatabaseError` for a file that is none, and `RuntimeError` for one of a later version.
     """
@@ -136,7 +136,6 @@ def _create(db: sqlite3.Connection) -> list[bytes]:
         db.execute(statement)
     db.execute("INSERT INTO secret VALUES (?)", (secrets.token_bytes(32),))
     db.execute(f"PRAGMA user_version = {VERSION}")
-    db.execute("COMMIT")
     return earlier
 
 

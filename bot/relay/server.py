@@ -23,17 +23,17 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from bot.clock import Clock
-from bot.relay.event_search import FETCH_BYTES, Allowance, EventSearch, Found, Row
+from bot.relay.event_search import Row
 from bot.relay.event_store import UNABLE, EventStore, Room
 from bot.relay.event_tables import Budget
 from bot.relay.gate import Gate, network_of_peer, places
 from bot.relay.guests import FRAME_BYTES, Guest, Guests
+from bot.relay.reader import Reader
 from bot.relay.subscriptions import Subscriptions, Weight
-from bot.relay.turns import Turns
 from bot.relay.websocket import Backlog, Websocket, WebsocketGone, accept
 from nips import kinds, nip01, nip42
 from nips.errors import BadEvent, BadMessage
-from nips.event import Event, VerifiedEvent, parse_event_json_untrusted, verify_event
+from nips.event import Event, VerifiedEvent, verify_event
 from nips.filters import Filter
 from nips.nip11 import RelayLimits, relay_document
 from nips.nip40 import is_expired
@@ -41,14 +41,9 @@ from nips.relay_url import normal_url
 
 log = structlog.get_logger()
 Listener = Callable[[VerifiedEvent], None]
-# Queries at once: one guest has at most one of them.
-SEARCHES = 2
 TIDY_EVERY_S = 10
 # After so many frames of one client others get a turn.
 FRAMES_AT_ONCE = 20
-# What the server itself asks may look at this many times more.
-OWN_SHARE = 10
-MOST_COUNTED = 1_000_000
 MAX_PUBKEYS = 64
 MOST_IN_GROUP = 256
 DESCRIPTORS_SHARE = 0.6
@@ -108,9 +103,7 @@ class RelayServer:
         self._store = EventStore(rooms, path)
         self._served = self._store.served()
         self._ours: frozenset[str] = frozenset().union(*self._served.values())
-        self._searches = [self._new_search() for _ in range(SEARCHES)]
-        self._own_search, self._own_turn = self._new_search(), trio.Lock()
-        self._turns = Turns(SEARCHES)
+        self._reader = Reader(self._store, limits.query_rows, limits.query_s)
         self._listeners: list[Listener] = []
         most = places(limits.max_connections, DESCRIPTORS_SHARE)
         self._gate = Gate(most, limits.max_connections_per_address, limits.own_addresses)
@@ -122,9 +115,6 @@ class RelayServer:
             Weight(limits.all_filters, limits.all_values),
         )
         self.belongs_to(pubkey)
-
-    def _new_search(self) -> EventSearch:
-        return EventSearch(self._store.path, self._store.keys)
 
     def belongs_to(self, pubkey: str | None) -> None:
         """Whose relay this is (NIP-11); not known before the server has its key."""
@@ -170,8 +160,7 @@ class RelayServer:
 
     def close(self) -> None:
         """Close the database; for a relay that does not `serve`."""
-        for search in (*self._searches, self._own_search):
-            search.close()
+        self._reader.close()
         self._store.close()
 
     async def publish(self, event: VerifiedEvent) -> bool:
@@ -184,30 +173,13 @@ class RelayServer:
         return True
 
     async def query(self, filters: Iterable[Filter]) -> list[VerifiedEvent]:
-        """What the bot itself asks: not in strangers' queue, and they cannot crowd out who is served."""
-        now, most = self._clock.now(), self._limits.max_limit
-        rows: set[Row] = set()
-        texts: list[bytes] = []
-        async with self._own_turn:
-            for wanted in filters:
-                for kept_only in (True, False):
-                    limit = most if wanted.limit is None else min(wanted.limit, most)
-                    found = await trio.to_thread.run_sync(
-                        self._find_own, wanted, limit, now, kept_only
-                    )
-                    rows.update(found.rows)
-            for chunk in _chunks(sorted(rows)):
-                texts += await trio.to_thread.run_sync(self._own_search.fetch, chunk)
-        return [verify_event(parse_event_json_untrusted(text)) for text in texts]
-
-    def _find_own(self, wanted: Filter, limit: int, now: int, kept_only: bool) -> Found:
-        rows, seconds = self._limits.query_rows, self._limits.query_s
-        allowance = Allowance(rows * OWN_SHARE, seconds * OWN_SHARE)
-        return self._own_search.find(wanted, limit, now, allowance, kept_only=kept_only)
+        """What the bot itself asks: it waits for no stranger."""
+        found = await self._reader.own(filters, self._limits.max_limit, self._clock.now())
+        return [verify_event(event) for event in found]
 
     def load(self) -> Load:
         return Load(
-            len(self._gate), self._live.weight, self._backlog.queued_bytes, self._turns.waiting
+            len(self._gate), self._live.weight, self._backlog.queued_bytes, self._reader.waiting
         )
 
     async def stored(self) -> dict[Budget, Room]:
@@ -390,9 +362,9 @@ class RelayServer:
         if reason:
             session.send(nip01.encode("CLOSED", sub_id, reason))
             return
-        rows, is_all = await self._find(session, filters, MOST_COUNTED, limited=False)
+        count, is_all = await self._reader.count(session.guest, filters, self._clock.now())
         if is_all:
-            session.send(nip01.encode("COUNT", sub_id, {"count": len(rows)}))
+            session.send(nip01.encode("COUNT", sub_id, {"count": count}))
         else:
             session.send(nip01.encode("CLOSED", sub_id, TOO_MUCH))
 
@@ -403,7 +375,9 @@ class RelayServer:
             return
         # NIP-17 asks relays to serve gift wraps only to whom they are for; without AUTH support in a
         # client that would make it deaf, and a wrap tells nothing but its receiver. So they are served.
-        rows, is_all = await self._find(session, filters, self._limits.max_limit)
+        rows, is_all = await self._reader.find(
+            session.guest, filters, self._limits.max_limit, self._clock.now()
+        )
         await self._send_stored(session, sub_id, rows)
         if is_all:
             session.send(nip01.encode("EOSE", sub_id))
@@ -419,45 +393,16 @@ class RelayServer:
         fits = self._live.add(session, session.guest, sub_id, filters)
         return "" if fits else "rate-limited: too many filters, or values in them, at once"
 
-    async def _find(
-        self, session: Session, filters: Sequence[Filter], most: int, *, limited: bool = True
-    ) -> tuple[list[Row], bool]:
-        """What matches any, in order; false when the allowance of one ended first."""
-        rows: set[Row] = set()
-        is_all = True
-        for wanted in filters:
-            limit = most if wanted.limit is None or not limited else min(wanted.limit, most)
-            if limit == 0:
-                continue
-            async with self._search(session) as search:
-                allowance = Allowance(self._limits.query_rows, self._limits.query_s)
-                found = await trio.to_thread.run_sync(
-                    search.find, wanted, limit, self._clock.now(), allowance
-                )
-            rows.update(found.rows)
-            is_all = is_all and found.is_all
-        return sorted(rows), is_all
-
-    @asynccontextmanager
-    async def _search(self, session: Session) -> AsyncIterator[EventSearch]:
-        async with self._turns.turn(session.guest):
-            search = self._searches.pop()
-            try:
-                yield search
-            finally:
-                self._searches.append(search)
-
     async def _send_stored(self, session: Session, sub_id: str, rows: list[Row]) -> None:
         name = orjson.dumps(sub_id)
-        for chunk in _chunks(rows):
-            async with self._search(session) as search:
-                texts = await trio.to_thread.run_sync(search.fetch, chunk)
-            for text in texts:
-                session.send(b'["EVENT",' + name + b"," + text + b"]")
-            # What is stored may be more than the queue holds: wait for the reader, and read no more
-            # of its messages meanwhile.
-            if session.websocket.queued_bytes > self._limits.max_queued_bytes // 4:
-                await session.websocket.wait_drained()
+        async with aclosing(self._reader.texts(session.guest, rows)) as chunks:
+            async for texts in chunks:
+                for text in texts:
+                    session.send(b'["EVENT",' + name + b"," + text + b"]")
+                # What is stored may be more than the queue holds: wait for the reader, and read no more
+                # of its messages meanwhile.
+                if session.websocket.queued_bytes > self._limits.max_queued_bytes // 4:
+                    await session.websocket.wait_drained()
 
     def _challenge(self, session: Session) -> None:
         if not session.challenged:
@@ -522,16 +467,3 @@ _CHECKS = (
     RelayServer._check_protected,  # noqa: SLF001
     RelayServer._check_for_us,  # noqa: SLF001
 )
-
-
-def _chunks(rows: Iterable[Row]) -> Iterable[list[bytes]]:
-    """Ids, so many that what they stand for can be held at once."""
-    chunk, size = list[bytes](), 0
-    for _, event_id, event_bytes in rows:
-        if chunk and size + event_bytes > FETCH_BYTES:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(event_id)
-        size += event_bytes
-    if chunk:
-        yield chunk

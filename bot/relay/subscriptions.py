@@ -107,11 +107,14 @@ class Subscriptions(Generic[C]):
 
     def wanting(self, event: Event) -> Sequence[Subscription[C]]:
         """Each subscription that one of its filters admits the event to."""
-        likely: set[Subscription[C]] = set()
-        for key in _keys_of(event):
-            if key in self._by_key:
-                likely |= self._by_key[key]
-        return [s for s in likely if any(f.matches(event) for f in s.filters)]
+        found: set[Subscription[C]] = set()
+        by_key = self._by_key
+        keys: list[Key] = [_ANY, ("id", event.id), ("author", event.pubkey), ("kind", event.kind)]
+        keys += [("#" + tag[0], tag[1]) for tag in event.tags if len(tag) > 1 and len(tag[0]) == 1]
+        for key in keys:
+            if key in by_key:
+                found |= by_key[key]
+        return [s for s in found if any(f.matches(event) for f in s.filters)]
 
 
 def _keys(filters: Iterable[Filter]) -> Iterator[Key]:
@@ -127,11 +130,3 @@ def _keys(filters: Iterable[Filter]) -> Iterator[Key]:
             yield from (("kind", kind) for kind in wanted.kinds)
         else:
             yield _ANY
-
-
-def _keys_of(event: Event) -> Iterator[Key]:
-    yield _ANY
-    yield "id", event.id
-    yield "author", event.pubkey
-    yield "kind", event.kind
-    yield from ((f"#{tag[0]}", tag[1]) for tag in event.tags if len(tag) > 1 and len(tag[0]) == 1)

@@ -16,6 +16,7 @@ import trio
 import bot.server.http.server
 from bot.adapters.docker_engine import HOST_NAME, DockerConfig, DockerEngine
 from bot.adapters.enclave_network import EnclaveNetwork
+from bot.adapters.image_store import ImageStore, StoreConfig
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.relay_events import RelayEvents
@@ -95,8 +96,9 @@ async def _build(
     store = SqliteStore(state / "enclaved.sqlite")
     seen = SeenStore(state / "seen.sqlite", clock)
     refused = SeenStore(state / "refused.sqlite", clock, MOST_REFUSED_IDS)
-    engine = DockerEngine(_docker_config(config, key), this_boot, clock)
     registry = OciRegistry(config.registry)
+    images = ImageStore(_store_config(config, key), registry, clock)
+    engine = DockerEngine(_docker_config(config, key), images, this_boot, clock)
     pool = RelayPool(clock, auth_key=key)
     wallet = NwcWallet(config.wallet_uri, clock, any_payee=config.wallet.any_payee)
     presence = Presence(
@@ -189,8 +191,12 @@ def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
         engine.publish_host,
         engine.masquerade,
         config.server.state_dir / "logs",
-        config.registry.credentials,
     )
+
+
+def _store_config(config: Config, key: SecretKey) -> StoreConfig:
+    folder = config.server.state_dir / "images"
+    return StoreConfig(folder, config.engine.socket, key.pubkey, config.registry.store_bytes)
 
 
 def _embedded_relay(
@@ -234,7 +240,11 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
             nursery.start_soon(app.wallet.wait_ready)
         if app.config.http.port:
             await nursery.start(
-                bot.server.http.server.serve, app.ctx, app.config.http.host, app.config.http.port
+                bot.server.http.server.serve,
+                app.ctx,
+                app.config.http.host,
+                app.config.http.port,
+                app.config.http.callbacks_per_minute,
             )
         await look_at_engine(app)
         if app.config.containers.port:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from bot.server.rates import Rate, Rates
 from nips import kinds
 from nips.event import VerifiedEvent
 from nips.nip10 import thread_root
@@ -65,18 +66,6 @@ class Seen(Protocol):
     async def record(self, event_id: str, keep_s: int) -> None: ...
 
 
-@dataclass
-class _Bucket:
-    tokens: float
-    filled_at: int
-
-
-@dataclass
-class _Caller:
-    requests: _Bucket
-    refusals: _Bucket
-
-
 class Inbox:
     """Keeps rates and threads in memory; ``seen``: the ids that were let in, ``refused``: those told off."""
 
@@ -84,9 +73,16 @@ class Inbox:
         self._own_pubkey = own_pubkey
         self._seen, self._refused = seen, refused
         self._policy = policy
-        self._callers: OrderedDict[str, _Caller] = OrderedDict()
-        self._total = _Caller(
-            _Bucket(policy.total_burst, 0), _Bucket(policy.total_refusals_burst, 0)
+        self._requests = Rates(
+            Rate(policy.caller_burst, policy.caller_per_minute),
+            Rate(policy.total_burst, policy.total_per_minute),
+            policy.max_callers,
+        )
+        # A rate of its own: who replays somebody's old requests must not use up his rate for new ones.
+        self._refusals = Rates(
+            Rate(policy.refusals_burst, policy.refusals_per_minute),
+            Rate(policy.total_refusals_burst, policy.total_refusals_per_minute),
+            policy.max_callers,
         )
         self._threads: OrderedDict[str, int] = OrderedDict()
         self.ignored: defaultdict[str, int] = defaultdict(int)
@@ -103,8 +99,8 @@ class Inbox:
         if self._seen.is_full:
             # What cannot be remembered could be replayed.
             return self._ignore("full")
-        within_rate = self._may_ask(event.pubkey, now)
-        if not within_rate and not self._may_be_refused(event.pubkey, now):
+        within_rate = self._requests.allow(event.pubkey, now)
+        if not within_rate and not self._refusals.allow(event.pubkey, now):
             return self._ignore("rate")
         await self._seen.record(event.id, event.created_at + self._window(event) - now)
         return Admission.ACT if within_rate else Admission.RATE_LIMITED
@@ -114,7 +110,7 @@ class Inbox:
         keep_s = event.created_at + self._policy.answer_window_s - now
         ahead_s = event.created_at - now
         told = event.kind == kinds.RPC and ahead_s <= self._policy.answer_window_s and keep_s >= 0
-        if not told or self._refused.is_full or not self._may_be_refused(event.pubkey, now):
+        if not told or self._refused.is_full or not self._refusals.allow(event.pubkey, now):
             return self._ignore(why.value)
         # As long as it could be told again.
         await self._refused.record(event.id, keep_s)
@@ -150,39 +146,3 @@ class Inbox:
         self._threads[root] = self._threads.pop(root, 0) + 1
         if len(self._threads) > self._policy.max_threads:
             self._threads.popitem(last=False)
-
-    def _may_ask(self, pubkey: str, now: int) -> bool:
-        policy, mine = self._policy, self._caller(pubkey, now).requests
-        return _take(mine, policy.caller_burst, policy.caller_per_minute, now) and _take(
-            self._total.requests, policy.total_burst, policy.total_per_minute, now
-        )
-
-    def _may_be_refused(self, pubkey: str, now: int) -> bool:
-        # A rate of its own: who replays somebody's old requests must not use up his rate for new ones.
-        policy, mine = self._policy, self._caller(pubkey, now).refusals
-        return _take(mine, policy.refusals_burst, policy.refusals_per_minute, now) and _take(
-            self._total.refusals,
-            policy.total_refusals_burst,
-            policy.total_refusals_per_minute,
-            now,
-        )
-
-    def _caller(self, pubkey: str, now: int) -> _Caller:
-        caller = self._callers.pop(pubkey, None) or _Caller(
-            _Bucket(self._policy.caller_burst, now), _Bucket(self._policy.refusals_burst, now)
-        )
-        self._callers[pubkey] = caller
-        if len(self._callers) > self._policy.max_callers:
-            self._callers.popitem(last=False)
-        return caller
-
-
-def _take(bucket: _Bucket, burst: int, per_minute: int, now: int) -> bool:
-    # A clock that steps back must not refill anything.
-    elapsed_s = max(0, now - bucket.filled_at)
-    bucket.tokens = min(burst, bucket.tokens + elapsed_s * per_minute / 60)
-    bucket.filled_at = now
-    if bucket.tokens < 1:
-        return False
-    bucket.tokens -= 1
-    return True

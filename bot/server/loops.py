@@ -166,7 +166,7 @@ async def tell_network(app: App, ctx: Context) -> None:
         log.warning("network.not_told", reason=str(error) or type(error).__name__)
 
 
-async def _serve_containers(app: App, ctx: Context) -> None:
+async def serve_containers(app: App, ctx: Context) -> None:
     """The embedded relay keeps what is by and to our containers, as they come and go."""
     if app.relay is not None:
         rows = await ctx.store.read(lambda tx: tx.containers.list_in(_SERVED))
@@ -186,6 +186,6 @@ def loops(app: App, nursery: trio.Nursery) -> tuple[Loop, ...]:
         Loop("outbox", outbox.once, 2, nudge="outbox", rest_s=0.05),
         Loop("announce instance", InstanceAnnouncer(app).once, 5),
         Loop("network", partial(tell_network, app), 1),
-        Loop("served", partial(_serve_containers, app), 5),
+        Loop("served", partial(serve_containers, app), 5),
         Loop("prune", partial(_prune, app), 60),
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import trio
 
-from bot.adapters.oci_registry import OciRegistry, RegistryConfig
+from bot.adapters.oci_registry import OciRegistry
+from bot.adapters.registry_client import RegistryConfig
 from bot.adapters.relay_events import RelayEvents
 from bot.boot.anchors import load_anchor
 from bot.boot.identity import read_secret_text

@@ -103,7 +103,7 @@ def capacity_refusal(problem: NoCapacity) -> Refusal:
 
 async def _quote_for(ctx: Context, caller: Caller, params: DeployParams) -> Quote | Refusal:
     if params.quote_id is None:
-        found = await resolve(ctx, params.docker, params.units)
+        found = await resolve(ctx, caller, params.docker, params.units)
         return found if isinstance(found, Refusal) else price(ctx, found, params.units)
     quote_id = params.quote_id
     kept = await ctx.store.read(lambda tx: tx.quotes.find(quote_id))

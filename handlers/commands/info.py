@@ -26,7 +26,8 @@ async def info(ctx: Context, caller: Caller, params: InfoParams) -> dict[str, An
     if isinstance(row, Refusal):
         return row
     account = container_account(row.pubkey)
-    return _info(ctx, row, await ctx.store.read(lambda tx: tx.ledger.balance(account)))
+    told = _info(ctx, row, await ctx.store.read(lambda tx: tx.ledger.balance(account)))
+    return told | {"progress": ctx.engine.progress(row.pubkey)}
 
 
 def _info(ctx: Context, row: Container, balance_msat: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class QuoteParams:
 
 async def quote(ctx: Context, caller: Caller, params: QuoteParams) -> dict[str, Any] | Refusal:
     """Resolve the image to a digest, price it, and see who signed it; kept for some minutes."""
-    found = await resolve(ctx, params.docker, params.units)
+    found = await resolve(ctx, caller, params.docker, params.units)
     if isinstance(found, Refusal):
         return found
     made = price(ctx, found, params.units)
@@ -47,13 +47,15 @@ async def quote(ctx: Context, caller: Caller, params: QuoteParams) -> dict[str, 
     return result | {"release": release_result(report)}
 
 
-async def resolve(ctx: Context, ref: ImageRef, units: int) -> ResolvedImage | Refusal:
+async def resolve(
+    ctx: Context, caller: Caller, ref: ImageRef, units: int
+) -> ResolvedImage | Refusal:
     """The image, if it can be had and fits into so many units."""
     if units > ctx.policy.capacity.max_units_per_container:
         return invalid(
             f"at most {ctx.policy.capacity.max_units_per_container} units per container"
         )
-    found = await ctx.registry.resolve(ref)
+    found = await ctx.registry.resolve(ref, caller.pubkey)
     if isinstance(found, ImageProblem):
         return image_refusal(ref, found)
     problem = _unfit(found, limits_for(units, ctx.policy.unit_size))

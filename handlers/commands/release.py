@@ -51,7 +51,7 @@ class ReleaseReport:
 
 async def release(ctx: Context, caller: Caller, params: ReleaseParams) -> dict[str, Any] | Refusal:
     """Resolve the image, then ask the relays that it names for its signers' words."""
-    found = await ctx.registry.resolve(params.docker)
+    found = await ctx.registry.resolve(params.docker, caller.pubkey)
     if isinstance(found, ImageProblem):
         return image_refusal(params.docker, found)
     report = await check_release(ctx.events, found)

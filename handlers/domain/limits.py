@@ -39,6 +39,11 @@ def limits_for(units: int, size: UnitSize) -> Limits:
     )
 
 
+def image_room(limits: Limits) -> int:
+    """What an image may take unpacked, in bytes: four fifths of the disk."""
+    return limits.disk_bytes * 4 // 5
+
+
 def image_fits(image_bytes: int, limits: Limits) -> bool:
-    """An image may fill four fifths of the disk. Its compressed size is only a lower bound."""
-    return image_bytes * 5 <= limits.disk_bytes * 4
+    """Whether an image has room. Its compressed size is only a lower bound, the rest shows when it comes."""
+    return image_bytes <= image_room(limits)

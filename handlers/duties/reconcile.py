@@ -110,8 +110,11 @@ def _started(tx: Tx, pubkey: str, generation: int) -> bool:
 
 
 async def _cannot_start(ctx: Context, row: Container, problem: CannotStart) -> bool:
-    late = ctx.clock.now() - row.owed_since > ctx.policy.start_deadline_s
+    """False when it is worth another try. Standing in line behind others does not count as being late."""
+    owed_since = row.owed_since + problem.waited_s
+    late = ctx.clock.now() - owed_since > ctx.policy.start_deadline_s
     if not problem.permanent and not late:
+        await ctx.store.write(_owe_since, row, owed_since)
         return False
     await ctx.store.write(_give_up, ctx.facts(), row.pubkey, row.generation, problem.reason)
     ctx.nudge.announce()
@@ -124,6 +127,12 @@ def _give_up(tx: Tx, facts: Facts, pubkey: str, generation: int, reason: str) ->
     # One that was restarted meanwhile is another try.
     if row is not None and row.generation == generation:
         advance(tx, facts, row, Happening.CANNOT_RUN, reason[:300])
+
+
+def _owe_since(tx: Tx, tried: Container, owed_since: int) -> None:
+    row = tx.containers.find(tried.pubkey)
+    if row is not None and row.generation == tried.generation and row.owed_since != owed_since:
+        tx.containers.save(replace(row, owed_since=owed_since))
 
 
 async def _note_end(ctx: Context, pubkey: str) -> None:
@@ -166,4 +175,5 @@ def _spec(ctx: Context, row: Container) -> ContainerSpec:
         env=row.env | _environment(ctx, row),
         volumes=row.volumes,
         ports=row.ports,
+        admin=row.admin,
     )

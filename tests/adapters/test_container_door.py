@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from bot.devstack.engine import SERVER_GID
 from bot.devstack.registry import push
 from bot.devstack.sample import build_image
 from tests.conftest import REPO
@@ -25,10 +26,12 @@ async def test_a_token_works_from_its_own_containers_address_only(ground, tmp_pa
     image = build_image(KNOCK, ports=(), volumes=())
     digest = await push(ground.registry, "knocker", "1", image)
     reference = f"{ground.registry}/knocker@{digest}"
-    inside = ["nsenter", "-t", str(ground.dockerd_pid), "-n", "--", "env", f"PYTHONPATH={REPO}"]
+    # In dockerd's network, which is cut off but for a server that lives there.
+    inside = ["nsenter", "-t", str(ground.dockerd_pid), "-n", "--", "setpriv", "--regid", str(SERVER_GID), "--clear-groups",
+              "env", f"PYTHONPATH={REPO}"]  # fmt: skip
     script = str(REPO / "tests/adapters/door_inside.py")
     done = subprocess.run(
-        [*inside, sys.executable, script, ground.socket, ground.cgroup_parent, reference, str(tmp_path)],
+        [*inside, sys.executable, script, ground.socket, ground.cgroup_parent, ground.registry, reference, str(tmp_path)],
         capture_output=True, text=True, timeout=120, env={**os.environ},
     )  # fmt: skip
     assert 0 == done.returncode, done.stderr

@@ -1,15 +1,21 @@
 """The engine on a real, private dockerd: limits hold, nothing escapes, every fault has a name."""
 
+import json
 import os
 import subprocess
+import tempfile
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import docker
 import pytest
 import trio
 
 from bot.adapters.docker_engine import DockerConfig, DockerEngine, EngineUnusable
+from bot.adapters.image_store import ImageStore, StoreConfig
+from bot.adapters.oci_registry import OciRegistry
+from bot.adapters.registry_client import RegistryConfig
 from bot.clock import SystemClock, boot_id
 from bot.devstack.registry import push
 from bot.devstack.sample import Image, build_image
@@ -30,16 +36,23 @@ SLEEP = "echo up; exec sleep 1000"
 @asynccontextmanager
 async def engine_on(ground, owner=None):
     owner = owner or SecretKey.generate().pubkey
-    made = DockerEngine(
-        DockerConfig(ground.socket, owner, ground.cgroup_parent), boot_id(), SystemClock()
-    )
-    try:
-        yield made
-    finally:
-        with trio.CancelScope(shield=True):
-            for pubkey in await made.found():
-                await made.remove(pubkey, keep_volumes=False)
-        made.close()
+    with tempfile.TemporaryDirectory() as folder:
+        registry = OciRegistry(RegistryConfig((ground.registry,)))
+        store = StoreConfig(Path(folder), ground.socket, owner, 2_000_000_000)
+        made = DockerEngine(
+            DockerConfig(ground.socket, owner, ground.cgroup_parent),
+            ImageStore(store, registry, SystemClock()),
+            boot_id(),
+            SystemClock(),
+        )
+        try:
+            yield made
+        finally:
+            with trio.CancelScope(shield=True):
+                for pubkey in await made.found():
+                    await made.remove(pubkey, keep_volumes=False)
+                await registry.aclose()
+            made.close()
 
 
 async def spec_for(ground, command=SLEEP, *, units=1, image: Image | None = None, **changes):
@@ -105,9 +118,13 @@ async def test_what_the_docker_options_say(ground):
             host["LogConfig"]["Type"],
             host["LogConfig"]["Config"]["max-size"],
         )
-        assert "on-failure" == host["RestartPolicy"]["Name"]
-        assert spec.image == container.attrs["Config"]["Image"]
+        assert "no" == host["RestartPolicy"]["Name"], "when it is started again is ours to decide"
+        assert spec.image == container.labels["enclaved.image"]
         assert "@sha256:" in spec.image
+        image_id = json.loads(build_image(SLEEP, ports=(), volumes=()).manifest)["config"][
+            "digest"
+        ]
+        assert image_id == container.attrs["Image"] == container.attrs["Config"]["Image"]
 
 
 async def test_memory_beyond_the_limit_is_killed(ground):
@@ -233,7 +250,7 @@ async def test_neighbours_host_and_private_networks_are_out_of_reach(ground):
         client.close()
         host = ground.engine_address.rpartition(".")[0] + ".1"
         registry_port = ground.registry.partition(":")[2]
-        probes = f"{address} 7000\n{ground.engine_address} {registry_port}\n{host} 22\n169.254.169.254 80"
+        probes = f"{address} 7000\n{host} {registry_port}\n{host} 22\n169.254.169.254 80"
         command = f"echo '{probes}' | while read h p; do if nc -w 2 $h $p </dev/null 2>/dev/null; then echo reached $h; fi; done; echo done; sleep 100"
         spec = await spec_for(ground, command)
         await engine.start(spec)
@@ -296,8 +313,6 @@ async def test_what_cannot_be_pulled_has_a_reason(ground, image, words):
 
 
 async def test_an_executable_that_does_not_exist_is_the_images_fault(ground):
-    import json
-
     image = build_image(SLEEP, ports=(), volumes=())
     manifest = json.loads(image.manifest)
     config = json.loads(image.blobs[manifest["config"]["digest"]])
@@ -408,10 +423,13 @@ async def test_containers_outlive_a_dockerd_that_is_killed(ground):
 
 
 async def test_an_engine_that_is_not_there_is_refused(tmp_path):
-    engine = DockerEngine(DockerConfig(str(tmp_path / "none.sock"), "x"), boot_id(), SystemClock())
+    registry, socket = OciRegistry(RegistryConfig()), str(tmp_path / "none.sock")
+    images = ImageStore(StoreConfig(tmp_path, socket, "x", 0), registry, SystemClock())
+    engine = DockerEngine(DockerConfig(socket, "x"), images, boot_id(), SystemClock())
     with pytest.raises(EngineUnusable, match="no Docker"):
         await engine.check()
     engine.close()
+    await registry.aclose()
 
 
 @pytest.mark.parametrize(

@@ -1,82 +1,22 @@
 """Resolving images: a real registry where there is one, and registries that lie."""
 
 import gzip
-import hashlib
 import json
 
 import pytest
 import trio
 
 from bot.adapters.guarded_network import is_public
-from bot.adapters.oci_registry import OciRegistry, RegistryConfig
+from bot.adapters.oci_registry import OciRegistry
+from bot.adapters.registry_client import RegistryConfig
 from handlers.domain.image import parse_image_ref
 from handlers.ports import ImageProblem
-
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-INDEX = "application/vnd.oci.image.index.v1+json"
-
-
-def digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-class FakeSite:
-    """A registry over HTTP that answers from a dict of path -> (status, headers, body), or a callable."""
-
-    def __init__(self):
-        self.pages, self.requests = {}, []
-
-    async def serve(self, task_status=trio.TASK_STATUS_IGNORED):
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        self.host = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        task_status.started()
-        await trio.serve_listeners(self._client, listeners)
-
-    async def _client(self, stream):
-        data = b""
-        while b"\r\n\r\n" not in data:
-            more = await stream.receive_some(65_536)
-            if not more:
-                return
-            data += more
-        head = data.decode().split("\r\n")
-        path = head[0].split(" ")[1]
-        headers = {
-            k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if ": " in line)
-        }
-        self.requests.append((path, headers))
-        page = self.pages.get(path.partition("?")[0], (404, {}, b""))
-        status, sent, body = page(headers) if callable(page) else page
-        lines = "".join(f"{k}: {v}\r\n" for k, v in sent.items())
-        try:
-            await stream.send_all(
-                f"HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{lines}\r\n".encode()
-                + body
-            )
-            await stream.aclose()
-        except trio.BrokenResourceError:
-            pass
-
-    def image(self, name="a", *, config=None, layers=None, tag="1"):
-        config = json.dumps(
-            config or {"os": "linux", "architecture": "amd64", "config": {}}
-        ).encode()
-        manifest = json.dumps(
-            {
-                "mediaType": MANIFEST,
-                "config": {"digest": digest(config)},
-                "layers": layers or [{"size": 5}, {"size": 7}],
-            }
-        ).encode()
-        self.pages[f"/v2/{name}/blobs/{digest(config)}"] = (200, {}, config)
-        for key in (tag, digest(manifest)):
-            self.pages[f"/v2/{name}/manifests/{key}"] = (200, {"Content-Type": MANIFEST}, manifest)
-        return digest(manifest)
+from tests.registry_site import INDEX, MANIFEST, RegistrySite, Sent
 
 
 @pytest.fixture
 async def site(nursery):
-    made = FakeSite()
+    made = RegistrySite()
     await nursery.start(made.serve)
     return made
 
@@ -161,7 +101,7 @@ async def test_bearer_tokens_with_and_without_credentials(site):
 
 
 async def test_credentials_are_not_taken_along_to_another_host(site, nursery):
-    other = FakeSite()
+    other = RegistrySite()
     await nursery.start(other.serve)
     site.image()
     path = next(p for p in site.pages if "/blobs/" in p)
@@ -247,17 +187,175 @@ def test_what_is_a_public_address(address, public):
     assert public == is_public(address)
 
 
-async def test_a_silent_registry_is_given_up(site, monkeypatch, autojump_clock):
+@pytest.mark.parametrize("page", [Sent(body=b"{}", hang_at=1), Sent(body=b"{}" * 50, drip_s=0.05)])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_registry_that_is_silent_or_drips_is_given_up(site, monkeypatch, page):
     monkeypatch.setattr("bot.adapters.oci_registry.RESOLVE_S", 0.5)
+    site.pages["/v2/a/manifests/1"] = page
+    began = trio.current_time()
+    found = await resolve(site)
 
-    async def hang(*args):
-        await trio.sleep_forever()
-
-    registry = OciRegistry(RegistryConfig((site.host,)))
-    monkeypatch.setattr(registry, "_once", hang)
-    found = await registry.resolve(parse_image_ref(f"{site.host}/a:1"))
+    assert "too slow" in found.text
     assert not found.permanent
-    await registry.aclose()
+    assert trio.current_time() - began < 5
+
+
+TOO_MANY = b'{"errors":[{"code":"TOOMANYREQUESTS","message":"slow\\u001b[31m down"}]}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "permanent", "words"),
+    [
+        (429, TOO_MANY, False, "answers 429 (TOOMANYREQUESTS: slow [31m down)"),
+        (503, b"<html>", False, "answers 503"),
+        (500, b"", False, "answers 500"),
+        (400, b'{"errors":[]}', True, "answers 400"),
+        (404, b"", True, "no such image"),
+        (403, b"", True, "no such image"),
+    ],
+)
+async def test_what_passes_and_what_does_not(site, status, body, permanent, words):
+    site.pages["/v2/a/manifests/1"] = (status, {}, body)
+    found = await resolve(site)
+
+    assert permanent == found.permanent
+    assert words in found.text.replace("  ", " ")
+
+
+@pytest.mark.parametrize("where", ["manifest", "config", "token"])
+async def test_a_fault_behind_the_first_answer_passes_too(site, where):
+    site.image()
+    config = next(path for path in site.pages if "/blobs/" in path)
+    token = f'Bearer realm="http://{site.host}/token",service="s"'
+    if where == "token":
+        site.pages["/v2/a/manifests/1"] = (401, {"Www-Authenticate": token}, b"")
+    broken = {"manifest": "/v2/a/manifests/1", "config": config, "token": "/token"}[where]
+    site.pages[broken] = (503, {}, b"")
+    found = await resolve(site)
+
+    assert not found.permanent
+    assert "answers 503" in found.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Www-Authenticate": 'Basic realm="registry", Bearer realm="{realm}",service="registry"'},
+        {"Www-Authenticate": 'Bearer realm="{realm}",service="registry", Basic realm="registry"'},
+        {"Www-Authenticate": 'Bearer realm="{realm}",service="registry"', "2:Www-Authenticate": 'Basic realm="registry"'},
+        {"Www-Authenticate": 'Basic realm="registry"', "2:Www-Authenticate": 'Bearer realm="{realm}",service="registry"'},
+        {"Www-Authenticate": "Bearer realm={realm}, service=registry"},
+        {"Www-Authenticate": 'bearer  Realm = "{realm}" , service="registry"'},
+    ],
+)  # fmt: skip
+async def test_a_registry_that_offers_more_than_one_scheme(site, headers):
+    """Tokens are preferred, wherever they stand: in one header with others, or in one of two."""
+    site.image()
+    realm = f"http://{site.host}/token"
+    headers = {name: value.replace("{realm}", realm) for name, value in headers.items()}
+    for path, page in list(site.pages.items()):
+        site.pages[path] = lambda sent, page=page: (
+            page if sent.get("authorization") == "Bearer good" else (401, headers, b"")
+        )
+    site.pages["/token"] = (200, {}, b'{"token":"good"}')
+
+    assert not isinstance(await resolve(site), ImageProblem)
+    assert any("service=registry" in path for path, _ in site.requests)
+
+
+async def test_json_that_is_nested_without_end_is_no_image(site):
+    for name, body in {"1": b"[" * 200_000, "2": b'{"a":' * 200_000, "3": b'{"mediaType":NaN}'}.items():  # fmt: skip
+        site.pages[f"/v2/a/manifests/{name}"] = (200, {}, body)
+
+        assert "no image" in (await resolve(site, f"a:{name}")).text
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"config": {"Cmd": None, "Entrypoint": []}}, "neither ENTRYPOINT nor CMD"),
+        ({"config": {"Cmd": None, "Env": ["PATH=/bin"]}}, "neither ENTRYPOINT nor CMD"),
+        ({"rootfs": {"diff_ids": []}}, "do not name the same layers"),
+        ({"rootfs": {"diff_ids": ["x", "y"]}}, "SHA-256"),
+        ({"rootfs": None}, "no image"),
+        ({"architecture": "arm64"}, "not for linux/amd64"),
+    ],
+)
+async def test_a_config_that_could_never_run_is_refused_when_it_is_quoted(site, config, reason):
+    site.image(config=config)
+    found = await resolve(site)
+
+    assert reason in found.text
+    assert found.permanent
+
+
+async def test_an_entrypoint_alone_is_enough(site):
+    site.image(config={"config": {"Cmd": None, "Entrypoint": ["/app"]}})
+
+    assert not isinstance(await resolve(site), ImageProblem)
+
+
+@pytest.mark.parametrize(
+    ("exposed", "ports"),
+    [
+        (["8000-8003/tcp"], ("8000/tcp", "8001/tcp", "8002/tcp", "8003/tcp")),
+        (["53-54/udp", "53"], ("53/tcp", "53/udp", "54/udp")),
+        (["9-8/tcp", "0/tcp", "70000/tcp", "80/sctp", "x", "65535-70000"], ("65535/tcp",)),
+    ],
+)
+async def test_ranges_of_ports_are_expanded(site, exposed, ports):
+    site.image(config={"config": {"ExposedPorts": {port: {} for port in exposed}}})
+
+    assert ports == (await resolve(site)).ports
+
+
+async def test_a_range_of_all_ports_is_cut_off_just_beyond_the_bound(site):
+    """So that the quote refuses it, without 65,535 strings."""
+    site.image(config={"config": {"ExposedPorts": {"1-65535/tcp": {}}}})
+
+    assert 9 == len((await resolve(site)).ports)
+
+
+async def test_indexes_with_attestations_variants_and_without_platforms(site):
+    manifest_digest = site.image()
+
+    def entry(platform=None, wanted="sha256:" + "0" * 64):
+        made = {"digest": wanted, "mediaType": MANIFEST}
+        return made | ({"platform": platform} if platform else {})
+
+    amd64 = {"os": "linux", "architecture": "amd64"}
+    attestation = entry({"os": "unknown", "architecture": "unknown"})
+    for tag, entries, expected in (
+        ("attested", [attestation, entry(amd64, manifest_digest), attestation], manifest_digest),
+        ("variants", [entry(amd64 | {"variant": "v3"}), entry(amd64, manifest_digest)], manifest_digest),
+        ("bare", [entry(), entry()], "does not say for which platforms"),
+        ("empty", [], "no image for linux/amd64"),
+        ("only-attested", [attestation], "no image for linux/amd64"),
+        ("nonsense", ["x", 3], "no image"),
+    ):  # fmt: skip
+        body = json.dumps({"mediaType": INDEX, "manifests": entries}).encode()
+        site.pages[f"/v2/a/manifests/{tag}"] = (200, {}, body)
+        found = await resolve(site, f"a:{tag}")
+        actual = found.text if isinstance(found, ImageProblem) else found.digest
+        assert expected in actual
+
+
+@pytest.mark.parametrize(("length", "fits"), [(65_531, True), (65_532, False)])
+async def test_megabytes_of_labels_are_refused(site, length, fits):
+    """The engine repeats labels in every list: megabytes of them, read every few seconds, stopped everybody."""
+    config = {
+        "os": "linux",
+        "architecture": "amd64",
+        "config": {"Labels": {"label": "x" * length}},
+    }
+    site.image(config=config)
+    found = await resolve(site, "a:1")
+    assert fits == (not isinstance(found, ImageProblem))
+    if not fits:
+        assert (True, "the image's labels have more than 65536 characters") == (
+            found.permanent,
+            found.text,
+        )
 
 
 @pytest.mark.dockerd

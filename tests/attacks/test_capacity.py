@@ -1,5 +1,9 @@
 """Who does not pay keeps nothing: no units, no rows, nobody's attention; and stops nobody's payments."""
 
+import sqlite3
+import time
+from contextlib import closing
+
 import pytest
 
 from handlers.domain.ledger import container_account
@@ -152,3 +156,42 @@ async def test_a_wallet_that_does_not_tell_what_it_holds_raises_no_alarm(world):
         await world.turn()
 
     assert world.ctx.alarms.no_invoices_because is None
+
+
+def fill(path, rows):
+    """Containers that ended long ago, as their announcements were taken back."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.row_factory = sqlite3.Row
+        (row,) = db.execute("SELECT * FROM container LIMIT 1").fetchall()
+        columns = {**dict(row), "state": "stopped", "state_since": 0, "created_at": 0}
+        marks = ",".join("?" * len(columns))
+        names = ",".join(columns)
+        for number in range(rows):
+            pubkey = f"{number:064x}"
+            db.execute(
+                f"INSERT INTO container ({names}) VALUES ({marks})",
+                [*(columns | {"pubkey": pubkey}).values()],
+            )
+            db.execute(
+                "INSERT INTO announcement (container, event_id, revision, announced_at, profile_at) "
+                "VALUES (?, NULL, ?, 0, 0)",
+                (pubkey, columns["revision"]),
+            )
+
+
+async def test_twenty_thousand_ended_rows_leave_and_are_not_felt(world):
+    """An announcement turn took two seconds."""
+    await world.deployed()
+    fill(world.path, 20_000)
+    archive = next(loop for loop in world.loops if loop.name == "archive")
+    turns = 0
+    while (await world.store.read(lambda tx: tx.containers.count([State.STOPPED]))).containers:
+        await archive.once(world.ctx)
+        turns += 1
+    started = time.monotonic()
+    for _ in range(10):
+        await world.turn()
+
+    assert 100 == turns
+    # Loosely: the ten turns of an empty server take about 0.1 s here.
+    assert time.monotonic() - started < 5

@@ -19,6 +19,8 @@ from tests.attacks.relay_process import BOT
 from tests.attacks.wire import PING, SHAKE, connect, drain, frame, message, websocket
 from tests.relay.test_server import talk
 
+# One relay with a hundred thousand events is enough for all of them.
+pytestmark = pytest.mark.xdist_group("relay")
 NOW = SystemClock().now
 EVENTS = 100_000
 OTHER = "127.0.0.3"

@@ -25,7 +25,7 @@ class EnclaveEngine(PrivateEngine):
     """The private Docker, in a namespace that is there: it has nothing but netstack's device."""
 
     def __init__(self, place, lab):
-        super().__init__(place, registry_port=5_000)
+        super().__init__(place)
         self._lab = lab
 
     def _holder(self):

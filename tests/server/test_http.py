@@ -151,3 +151,19 @@ async def test_one_broken_connection_ends_alone(world, site, attack):
     await stream.aclose()
     async with http() as get:
         assert "ERROR" == (await get(f"{site}/.well-known/lnurlp/x"))["status"]
+
+
+async def test_one_address_may_ask_for_so_many_invoices_and_no_more(world):
+    pubkey = await world.deployed()
+    async with trio.open_nursery() as nursery, http() as get:
+        port = free_port()
+        await nursery.start(serve, world.ctx, "127.0.0.1", port, 5)
+        url = f"http://127.0.0.1:{port}/lnurlp/{npub(pubkey)}/callback?amount=1000"
+        answers = [await get(url) for _ in range(8)]
+        world.clock.advance(60)
+        later = await get(url)
+        nursery.cancel_scope.cancel()
+
+    assert [True] * 5 + [False] * 3 == ["pr" in answer for answer in answers]
+    assert "rate-limited" in answers[-1]["reason"]
+    assert "pr" in later

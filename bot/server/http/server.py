@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from bot.relay.gate import Gate, network_of_peer, places
+from bot.relay.gate import Gate, network_of, network_of_peer, places
+from bot.server.rates import Rate, Rates
 from handlers.commands.attest import AttestParams, attestation_for
 from handlers.context import Context
 from handlers.errors import Code, Refusal, invalid
@@ -29,6 +30,7 @@ from nips.nip19 import pubkey_from_npub_untrusted
 
 log = structlog.get_logger()
 MAX_ATTESTING = 4
+CALLBACKS_IN_ALL = Rate(300, 600)
 MAX_CONNECTIONS, MAX_PER_ADDRESS, DESCRIPTORS_SHARE = 512, 32, 0.25
 _STATUS = {
     Code.INVALID: 400,
@@ -39,7 +41,7 @@ _STATUS = {
 _HEADERS = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
 
 
-def build_app(ctx: Context) -> Starlette:
+def build_app(ctx: Context, callbacks_per_minute: int = 60) -> Starlette:
     """The two LNURL endpoints of every container, and the instance's attestation."""
     # The module answers one at a time; strangers must not keep our own announcements from it.
     attesting = trio.CapacityLimiter(MAX_ATTESTING)
@@ -47,7 +49,15 @@ def build_app(ctx: Context) -> Starlette:
     async def first(request: Request) -> JSONResponse:
         return await _answer(request, lambda pubkey: pay_request(ctx, pubkey))
 
+    # Anybody may have invoices made, and each costs a question to the wallet.
+    callbacks = Rates(Rate(callbacks_per_minute, callbacks_per_minute), CALLBACKS_IN_ALL)
+
     async def callback(request: Request) -> JSONResponse:
+        address = network_of(request.client.host) if request.client is not None else ""
+        if not callbacks.allow(address, ctx.clock.now()):
+            return _json(
+                Refusal(Code.RATE_LIMITED, "too many invoices were asked for; wait a minute")
+            )
         amount = request.query_params.get("amount", "")
         if not (amount.isascii() and amount.isdecimal()) or len(amount) > 15:
             return _json(invalid("amount must be a number of msat"))
@@ -113,6 +123,7 @@ async def serve(
     ctx: Context,
     host: str,
     port: int,
+    callbacks_per_minute: int = 60,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -125,7 +136,7 @@ async def serve(
     config.accesslog = config.errorlog = None
     config.h11_max_incomplete_size = 16_384
     config.keep_alive_timeout = config.read_timeout = 15
-    app, context = ASGIWrapper(build_app(ctx)), WorkerContext(None)  # type: ignore[arg-type]
+    app, context = ASGIWrapper(build_app(ctx, callbacks_per_minute)), WorkerContext(None)  # type: ignore[arg-type]
 
     gate = Gate(places(MAX_CONNECTIONS, DESCRIPTORS_SHARE), MAX_PER_ADDRESS)
 
