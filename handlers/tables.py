@@ -82,8 +82,8 @@ class Invoices(Protocol):
         """The oldest first."""
         ...
 
-    def close_of(self, container: str) -> None:
-        """Nobody asks about them any more; what is paid all the same is still credited."""
+    def put_off_of(self, container: str, past_expiry_s: int, until: int) -> None:
+        """Those that are open are next asked about so long after they expired, or then, if that is sooner."""
         ...
 
     def prune(self, before: int) -> None: ...

@@ -38,10 +38,10 @@ class SqliteInvoices:
     def list_open_of(self, container: str) -> list[InvoiceRecord]:
         return self._list("WHERE state = 'open' AND container = ? ORDER BY created_at", container)
 
-    def close_of(self, container: str) -> None:
+    def put_off_of(self, container: str, past_expiry_s: int, until: int) -> None:
         self._db.execute(
-            "UPDATE invoice SET state = 'closed' WHERE state = 'open' AND container = ?",
-            (container,),
+            "UPDATE invoice SET next_look_at = min(expires_at + ?, ?) WHERE state = 'open' AND container = ?",
+            (past_expiry_s, until, container),
         )
 
     def prune(self, before: int) -> None:
