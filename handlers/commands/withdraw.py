@@ -102,8 +102,14 @@ def _reserve(
     if isinstance(outgoing, Refusal):
         return outgoing
     row = tx.containers.find(pubkey) or row
-    tx.containers.save(replace(row, taken_out=True))
+    tx.containers.save(replace(row, taken_out=_takes_its_place(tx, facts, row)))
     return row, outgoing
+
+
+def _takes_its_place(tx: Tx, facts: Facts, row: Container) -> bool:
+    """Whether what is left would not pay for as long as a pause may hold the place for nothing."""
+    grace_msat, _ = row.tariff.cost(row.units, facts.policy.grace_s * 1_000, 0)
+    return tx.ledger.balance(container_account(row.pubkey)) < grace_msat
 
 
 def _may_run_uncounted(facts: Facts, row: Container) -> bool:

@@ -59,7 +59,7 @@ def stayed_up(trial: Trial, *, long: bool) -> Trial:
 
 
 def ended(trial: Trial, now: int) -> Trial:
-    """It ended by itself."""
+    """It ended by itself. The first time it is started again at once: most ends are accidents."""
     crashes = trial.crashes + 1
-    wait_s = min(LONGEST_WAIT_S, 2 ** (crashes - 1))
+    wait_s = 0 if crashes == 1 else min(LONGEST_WAIT_S, 2 ** (crashes - 2))
     return Trial(Progress.DUE, trial.proven, crashes, now + wait_s)

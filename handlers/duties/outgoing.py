@@ -57,6 +57,7 @@ async def hear(ctx: Context, payment_hash: str, said: PayResult) -> None:
         return
     if said.status in (PayStatus.SETTLED, PayStatus.FAILED):
         await ctx.store.write(book, ctx.facts(), outgoing.payment_id, said)
+        ctx.dues.hurry(outgoing.source.removeprefix("container:"))
     else:
         await look_up(ctx, outgoing.payment_id)
 

@@ -47,6 +47,15 @@ async def test_who_takes_his_money_out_gives_his_place_back(world):
     assert not isinstance(other, Refusal)
 
 
+async def test_who_takes_out_a_little_keeps_his_place_as_long_as_anybody(world):
+    pubkey = await world.deployed(units=1, amount_sat=100)
+    await withdraw(world, pubkey, 20)
+    while State.DEPLOYED is (await world.row(pubkey)).state:
+        await world.run(60, step_s=60)
+
+    assert State.PAUSED is (await world.row(pubkey)).state
+
+
 async def test_who_pays_again_after_a_withdrawal_keeps_the_place_as_anybody(world):
     pubkey = await world.deployed(units=1, amount_sat=100)
     await withdraw(world, pubkey, 80)
