@@ -28,7 +28,9 @@ async def test_it_is_credited_without_a_word_of_the_wallet(
     await world.audit()
 
 
-async def test_the_wallet_is_asked_about_the_unpaid_ones_of_a_stopped_container_at_their_end_only(world):
+async def test_the_wallet_is_asked_about_the_unpaid_ones_of_a_stopped_container_at_their_end_only(
+    world,
+):
     pubkey = await world.deployed()
     await world.call("topup", pubkey=pubkey, amount_sat=50)
     await world.call("stop", pubkey=pubkey, force=True)
