@@ -2,6 +2,7 @@
 
 import pytest
 
+from handlers.commands.topup import mint_for
 from handlers.domain.ledger import container_account
 
 
@@ -39,3 +40,29 @@ async def test_the_wallet_is_asked_about_the_unpaid_ones_of_a_stopped_container_
     assert world.wallet.looks == 0
     await world.run(4_000, 5)
     assert 1 <= world.wallet.looks <= 4
+
+
+@pytest.mark.parametrize("per_container", [False, True])
+async def test_a_zap_that_a_flood_of_callbacks_pushed_aside_is_credited(world, per_container):
+    """Nobody pays the others, and the wallet's word of this one is lost."""
+    world.wallet.per_container = per_container
+    pubkey = await world.deployed()
+    zap = await mint_for(world.ctx, None, pubkey, 50_000, "zap", "0" * 64)
+    for _ in range(60):
+        await mint_for(world.ctx, None, pubkey, 1_000, "zap", "0" * 64)
+    world.wallet.settle(zap.payment_hash)
+    before = await world.balance(container_account(pubkey))
+    await world.run(790, 5)
+    await world.call("stop", pubkey=pubkey, force=True)
+
+    assert await world.balance(container_account(pubkey)) > before + 40_000
+    await world.audit()
+
+
+async def test_invoices_that_were_pushed_aside_cost_the_wallet_a_look_or_two_each(world):
+    pubkey = await world.deployed()
+    for _ in range(200):
+        await mint_for(world.ctx, None, pubkey, 1_000, "zap", "0" * 64)
+    world.wallet.looks = 0
+    await world.run(2, 1)
+    assert world.wallet.looks <= 2 * world.ctx.policy.max_open_invoices
