@@ -5,6 +5,7 @@ see on the relay. One or two attacks at a time, in an order from the seed; after
 """
 
 import json
+import logging
 import random
 import secrets
 import sys
@@ -14,6 +15,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
+import structlog
 import trio
 
 from bot.clock import SystemClock
@@ -359,4 +361,7 @@ async def run(told: dict) -> None:
 
 
 if __name__ == "__main__":
+    # Standard output is for what was done.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     trio.run(run, json.loads(sys.argv[1]))

@@ -56,6 +56,8 @@ class Tenant:
                 self.scene.tally.counts[
                     f"not {name}: {str(error)[:50] or type(error).__name__}"
                 ] += 1
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is worth a line, and no end
+                self.scene.tally.violated(f"a tenant is surprised by {name}: {error!r}")
             await trio.sleep(self.rng.expovariate(1 / self.scene.plan.pause_s))
 
     async def _call(self, method: str, **params: object) -> dict:

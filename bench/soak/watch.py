@@ -219,10 +219,11 @@ async def attack(scene: Scene) -> None:
     try:
         async for chunk in process.stdout:
             *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                for name, count in json.loads(line)["counts"].items():
+            for line in filter(lambda text: text.startswith(b"{"), lines):
+                done = json.loads(line)
+                for name, count in done["counts"].items():
                     scene.tally.counts[f"attack {name}"] += count
-                scene.tally.counts["attacks"] += len(json.loads(line)["attacks"])
+                scene.tally.counts["attacks"] += len(done["attacks"])
         scene.tally.violated(f"the attackers ended by themselves: {await process.wait()}")
     finally:
         process.kill()
