@@ -23,25 +23,26 @@ from handlers.commands.restart import RestartParams, restart, tell_restart
 from handlers.commands.stop import StopParams, stop, tell_stop
 from handlers.commands.topup import TopupParams, tell_topup, topup
 from handlers.commands.withdraw import WithdrawParams, withdraw
+from handlers.domain.lane import WaitsFor
 from handlers.routes import Route
 
 ROUTES: tuple[Route, ...] = (
     Route("ping", PingParams, ping, "Is anybody there?", '"pong"', str),
     Route("help", HelpParams, help_for(lambda: ROUTES), "The commands, or one of them in full.", "commands", tell_help),
     Route("quote", QuoteParams, quote, "What an image would cost and get.",
-          "quote_id, image (pinned), units, price_sat, interval_s, limits, signers, release, units_free, …", tell_quote, slow=True),
+          "quote_id, image (pinned), units, price_sat, interval_s, limits, signers, release, units_free, …", tell_quote, waits_for=WaitsFor.REGISTRY),
     Route("release", ReleaseParams, release, "Who signed an image, by its labels and its signers' relays.",
-          "image (pinned), repo, version, image_id, signers, signed_by_all, newer", tell_release, slow=True),
+          "image (pinned), repo, version, image_id, signers, signed_by_all, newer", tell_release, waits_for=WaitsFor.REGISTRY),
     Route("attest", AttestParams, attest, "Proof over your nonce that this key lives in the enclave, now.",
-          "nonce, not_after, tee_root (a 23793 event)", slow=True),
+          "nonce, not_after, tee_root (a 23793 event)", waits_for=WaitsFor.MODULE),
     Route("deploy", DeployParams, deploy, "Reserve a place for an image; it starts when the invoice is paid.",
-          "pubkey, npub, invoice (as NIP-47's make_invoice)", tell_deploy, slow=True, aliases=("launch",)),
+          "pubkey, npub, invoice (as NIP-47's make_invoice)", tell_deploy, waits_for=WaitsFor.REGISTRY, aliases=("launch",)),
     Route("topup", TopupParams, topup, "An invoice that feeds a container's balance; anybody may pay.",
-          "pubkey, invoice", tell_topup, slow=True),
+          "pubkey, invoice", tell_topup, waits_for=WaitsFor.WALLET),
     Route("balance", BalanceParams, balance, "What is left and how long it lasts.",
           "state, detail, balance_msat, balance_sat, lasts_s, withdrawable_sat", tell_balance),
     Route("withdraw", WithdrawParams, withdraw, "Pay the balance out to an invoice.",
-          "payment_id, payment_hash, amount_sat, state (settled, unknown), preimage", slow=True, admin_only=True),
+          "payment_id, payment_hash, amount_sat, state (settled, unknown), preimage", waits_for=WaitsFor.WALLET, admin_only=True),
     Route("list", ListParams, list_containers, "Your containers.", "containers"),
     Route("info", InfoParams, info, "All about one container.",
           "state, detail, reason, image, units, endpoints, balance_msat, …", admin_only=True),

@@ -7,7 +7,7 @@ from handlers.alarms import Alarms
 from handlers.domain.capacity import Capacity
 from handlers.domain.dues import Dues
 from handlers.domain.fees import FeeReserve
-from handlers.domain.lane import SlowLane
+from handlers.domain.lane import SlowLane, WaitsFor, slow_lanes
 from handlers.domain.limits import UnitSize
 from handlers.domain.meter import Rhythm, Run
 from handlers.domain.ports_pool import PortRange
@@ -127,7 +127,7 @@ class Context:
     proof: Proof | None = None
     alarms: Alarms = field(default_factory=Alarms)
     dues: Dues = field(default_factory=Dues)
-    slow_lane: SlowLane = field(default_factory=SlowLane)
+    slow_lanes: Mapping[WaitsFor, SlowLane] = field(default_factory=slow_lanes)
 
     @property
     def env(self) -> Env:

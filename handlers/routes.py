@@ -5,6 +5,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from handlers.context import Caller, Context
+from handlers.domain.lane import WaitsFor
 from handlers.params import check_of, is_required
 
 # JSON-ready: what travels as `result`.
@@ -17,7 +18,7 @@ class Route:
     """One row of the table in ``handlers/__init__.py``.
 
     ``tell`` turns a result into the words of a public reply; without it the command may not be called where
-    everybody can read along. ``slow``: others must answer before it can (a registry, the wallet, relays).
+    everybody can read along. ``waits_for``: who must answer before it can.
     """
 
     method: str
@@ -26,7 +27,7 @@ class Route:
     summary: str
     returns: str
     tell: Callable[[Result], str] | None = None
-    slow: bool = False
+    waits_for: WaitsFor | None = None
     admin_only: bool = False
     aliases: tuple[str, ...] = ()
 

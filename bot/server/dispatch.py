@@ -93,11 +93,15 @@ async def _outcome(
 
 
 async def _handle(ctx: Context, route: Route, caller: Caller, params: Any) -> Any | Refusal:
-    if not route.slow:
+    if route.waits_for is None:
         return await route.handler(ctx, caller, params)
-    with ctx.slow_lane.enter(caller.pubkey) as fits:
+    with ctx.slow_lanes[route.waits_for].enter(caller.pubkey) as fits:
         if not fits:
-            return Refusal(Code.RATE_LIMITED, "wait for the answers to what you asked before")
+            who = f"the {route.waits_for.value} is asked for too much at this moment"
+            return Refusal(
+                Code.RATE_LIMITED,
+                f"{who}; wait for the answers to what you asked before, or retry",
+            )
         return await route.handler(ctx, caller, params)
 
 

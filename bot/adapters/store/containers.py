@@ -63,6 +63,7 @@ class SqliteContainers:
             "AND EXISTS (SELECT 1 FROM announcement a WHERE a.container = pubkey AND a.event_id IS NULL "
             "            AND a.revision = container.revision) "
             "AND NOT EXISTS (SELECT 1 FROM outgoing o WHERE o.source = 'container:' || pubkey AND o.state = 'unknown') "
+            "AND NOT EXISTS (SELECT 1 FROM invoice i WHERE i.container = pubkey AND i.state = 'open') "
             "AND coalesce((SELECT balance_msat FROM account WHERE name = 'container:' || pubkey), 0) < 1000 LIMIT ?"
         )
         pubkeys = [row[0] for row in self._db.execute(ended, (ended_before, limit))]

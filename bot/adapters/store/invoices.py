@@ -36,12 +36,26 @@ class SqliteInvoices:
         return self._list(where, *due_values(now), limit)
 
     def list_open_of(self, container: str) -> list[InvoiceRecord]:
-        return self._list("WHERE state = 'open' AND container = ? ORDER BY created_at", container)
+        where = "WHERE state = 'open' AND container = ? AND NOT anonymous ORDER BY created_at"
+        return self._list(where, container)
 
-    def close_of(self, container: str) -> None:
+    def put_off_of(self, container: str, past_expiry_s: int, until: int) -> None:
         self._db.execute(
-            "UPDATE invoice SET state = 'closed' WHERE state = 'open' AND container = ?",
-            (container,),
+            "UPDATE invoice SET next_look_at = min(expires_at + ?, ?) WHERE state = 'open' AND container = ?",
+            (past_expiry_s, until, container),
+        )
+
+    def put_off_anonymous_of(
+        self, container: str, past_expiry_s: int, until: int, *, but_newest: int
+    ) -> None:
+        # What was put off already is so late that it is past its end.
+        older = (
+            "SELECT payment_hash FROM invoice WHERE state = 'open' AND container = ? AND anonymous "
+            "AND next_look_at <= expires_at ORDER BY created_at DESC LIMIT -1 OFFSET ?"
+        )
+        self._db.execute(
+            f"UPDATE invoice SET next_look_at = min(expires_at + ?, ?) WHERE payment_hash IN ({older})",
+            (past_expiry_s, until, container, but_newest),
         )
 
     def prune(self, before: int) -> None:
