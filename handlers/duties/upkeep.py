@@ -29,7 +29,7 @@ async def archive(ctx: Context) -> None:
 
 def _archive(tx: Tx, facts: Facts) -> int:
     tx.invoices.prune(facts.now - KEEP_CLOSED_S)
-    return tx.containers.archive(facts.now - facts.policy.archive_after_s, ARCHIVED_AT_ONCE)
+    return tx.archive.fill(facts.now - facts.policy.archive_after_s, ARCHIVED_AT_ONCE)
 
 
 def _move_all(tx: Tx, facts: Facts) -> int:
