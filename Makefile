@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: demo test lint types unit test-vm bench bench-net docs lock setup clean
+.PHONY: demo test lint types unit test-vm soak bench bench-net docs lock setup clean
 
 demo: setup
 	@$(VENV)/python -m bot.devstack demo $(ARGS)
@@ -31,6 +31,10 @@ unit:
 # A part of `unit`: both data planes over real AF_VSOCK, in a guest under emulation.
 test-vm: setup
 	@$(VENV)/pytest tests/vm $(ARGS)
+
+# Fifteen minutes of mixed load, attacks, kill -9 every minute; then the books. ARGS="--minutes 15 --seed 1"
+soak: setup
+	@$(VENV)/python -m bench.soak $(ARGS)
 
 bench: setup
 	@$(VENV)/python -m bench

@@ -4,9 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+
+import trio
+
+from bench import own_server
 
 ROUNDS, SECONDS = 3, 4
 SHAPES = {"64 clients at once": 64, "one client": 1}
@@ -38,9 +43,9 @@ def load(url: str, pubkey: str, clients: int, pids: list[int]) -> dict[str, floa
     return told | {"cpu_us": (cpu_s(pids) - before) * 1e6 / told["count"]}
 
 
-def measure_ours(clients: int) -> dict[str, float]:
+def measure_ours(clients: int, *folder: str) -> dict[str, float]:
     with ExitStack() as stack:
-        own = start(stack, "bench.own_server")
+        own = start(stack, "bench.own_server", *folder)
         return load(own["url"], own["pubkey"], clients, [int(own["pid"])])
 
 
@@ -62,9 +67,26 @@ def run() -> None:
             ours.append(measure_ours(clients))
             theirs.append(measure_theirs(clients))
         show(shape, ours, theirs)
+    with_a_past()
 
 
-def show(shape: str, ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+def with_a_past() -> None:
+    """What 100,000 stored events and 20,000 rows cost each request: nothing should."""
+    with tempfile.TemporaryDirectory() as folder:
+        trio.run(own_server.fill, Path(folder))
+        past, empty = [], []
+        for _ in range(ROUNDS):
+            past.append(measure_ours(64, folder))
+            empty.append(measure_ours(64))
+    show("64 clients, 100,000 events and 20,000 rows stored", past, empty, "empty")
+
+
+def show(
+    shape: str,
+    ours: list[dict[str, float]],
+    theirs: list[dict[str, float]],
+    other: str = "nostr-sdk",
+) -> None:
     print(f"  {shape} (medians of {ROUNDS} rounds in turn, {SECONDS} s each)")
     for name, unit, better in (
         ("per_s", "requests/s", "more"),
@@ -74,4 +96,4 @@ def show(shape: str, ours: list[dict[str, float]], theirs: list[dict[str, float]
     ):
         a, b = median(x[name] for x in ours), median(x[name] for x in theirs)
         ratio = a / b if better == "more" else b / a
-        print(f"    {unit:11} ours {a:9.2f}   nostr-sdk {b:9.2f}   {ratio:5.1f} x better")
+        print(f"    {unit:11} ours {a:9.2f}   {other} {b:9.2f}   {ratio:5.1f} x better")

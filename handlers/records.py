@@ -73,7 +73,7 @@ class Announcement:
 
 
 class InvoiceState(Enum):
-    """OPEN while the wallet is asked; CLOSED when it is not, but if it never said that it was not paid, it is once more."""
+    """OPEN while the wallet is asked; CLOSED once it said that it was not paid in time, or never answered."""
 
     OPEN = "open"
     SETTLED = "settled"

@@ -94,15 +94,17 @@ class Invoices(Protocol):
     def save(self, invoice: InvoiceRecord) -> None: ...
     def list_due(self, now: int, limit: int) -> list[InvoiceRecord]: ...
     def list_open_of(self, container: str) -> list[InvoiceRecord]:
-        """The oldest first."""
+        """Those that are not anonymous, the oldest first."""
         ...
 
-    def close_of(self, container: str) -> None:
-        """They are asked about once more only, when they cannot be paid any more: see `reopen`."""
+    def put_off_of(self, container: str, past_expiry_s: int, until: int) -> None:
+        """Those that are open are next asked about so long after they expired, or then, if that is sooner."""
         ...
 
-    def reopen(self, ended_after: int, ended_before: int) -> None:
-        """Those that expired between these times, and were closed before the wallet said that they were not paid."""
+    def put_off_anonymous_of(
+        self, container: str, past_expiry_s: int, until: int, *, but_newest: int
+    ) -> None:
+        """As `put_off_of`, for anonymous ones, except for so many."""
         ...
 
     def prune(self, before: int) -> None: ...

@@ -13,6 +13,7 @@ from handlers.domain.lifecycle import HOLDS_UNITS, Happening, State, needs_capac
 from handlers.domain.ports_pool import allocate
 from handlers.domain.pricing import sat_floor
 from handlers.domain.trial import asked_for
+from handlers.patience import CLOCKS_DIFFER_S, LONGEST_WAIT_S
 from handlers.records import Container, PublishedPort
 from handlers.tables import Tx
 from nips.nip19 import npub
@@ -54,7 +55,8 @@ def advance(
     if state in _WITHOUT_PORTS:
         tx.ports.drop(row.pubkey)
     if state is State.STOPPED:
-        tx.invoices.close_of(row.pubkey)
+        # Nobody waits for them now, but one may be paid already, or still be: the wallet's last word is asked for.
+        tx.invoices.put_off_of(row.pubkey, CLOCKS_DIFFER_S + 1, facts.now + LONGEST_WAIT_S)
     text = _NOTICES.get(happening)
     if text is not None:
         tell_admin(tx, facts, moved, text)

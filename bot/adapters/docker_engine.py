@@ -361,7 +361,13 @@ class DockerEngine:
 
     @staticmethod
     def _raw_logs(container: Any, lines: int) -> bytes:
-        raw: bytes = container.logs(tail=lines, timestamps=True)
+        try:
+            raw: bytes = container.logs(tail=lines, timestamps=True)
+        except APIError as error:
+            # 409: it is being removed, or could not be removed: dockerd shows nothing of it any more.
+            if error.status_code != 409:
+                raise
+            return b""
         return raw[-MAX_LOG_BYTES:]
 
     def _exit_reason(self, pubkey: str) -> str:

@@ -3,7 +3,8 @@
 Its own file with ``synchronous=NORMAL``: an id must survive the death of the process, which WAL gives
 without an fsync (against the loss of the machine the freshness window protects). A commit is then one
 write into the page cache, cheaper than a hop to a worker thread, so it is made right here; requests that
-come together share it. What does wait for the disk, the checkpoint, runs in a worker.
+come together share it. What does wait for the disk, the checkpoint, runs in a worker; only under a flood, when
+the log would grow too long until then, it is made right here.
 
 An id is forgotten when its time has passed by the wall clock and by the time since boot: a wall clock that
 jumps ahead and back again must not make an event new again.
@@ -23,6 +24,8 @@ log = structlog.get_logger()
 # Some 30 MB of memory.
 MOST_IDS = 100_000
 PRUNED_AT_ONCE = 500
+# Of 4 KiB. An id costs more than a page, and the log never shrinks while we live: a minute's flood made hundreds of MB.
+MOST_LOG_PAGES = 4_000
 # For ids of files that do not tell: as long as anything was kept.
 OLD_KEEP_S = 1_200
 
@@ -40,7 +43,8 @@ class SeenStore:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path, self._clock, self._most = path, clock, most
         self._db = sqlite3.connect(path, isolation_level=None)
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "wal_autocheckpoint = 0"):
+        log_pages = f"wal_autocheckpoint = {MOST_LOG_PAGES}"
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", log_pages):
             self._db.execute(f"PRAGMA {pragma}")
         self._make_table()
         # How long the machine was off, nobody knows: all that is on file is kept its whole time once more.

@@ -1,6 +1,6 @@
 """DEVELOPMENT ONLY. The whole world around one server, under one supervisor, cleaned up at the end."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,12 @@ async def stack(
     extension: bool = True,
     relay_limits: dict[str, int] | None = None,
     dockerd_may_pull: bool = False,
+    registries: Sequence[str] = (),
 ) -> AsyncIterator[Stack]:
-    """`ground`, the wallet service, and ``enclaved`` with its embedded relay, all ready."""
+    """`ground`, the wallet service, and ``enclaved`` with its embedded relay, all ready.
+
+    ``registries``: more of them, spoken to as the ground's own.
+    """
     async with ground(say, dockerd_may_pull=dockerd_may_pull) as on:
         folder, keys = on.place.folder, [SecretKey.generate() for _ in range(3)]
         wallet, client, payer = keys
@@ -55,6 +59,7 @@ async def stack(
         enclave = await found_enclave(on, config, relay_url)
         told = _configuration(on, relay_url, public_url, policy) | enclave.configuration()
         told["relays"]["embedded_limits"] = relay_limits or {}
+        told["registry"]["plain_http"] += registries
         config.write_text(_toml(told))
         say("starting enclaved in its image, with its embedded relay")
         await enclave.start()

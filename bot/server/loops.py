@@ -187,5 +187,5 @@ def loops(app: App, nursery: trio.Nursery) -> tuple[Loop, ...]:
         Loop("announce instance", InstanceAnnouncer(app).once, 5),
         Loop("network", partial(tell_network, app), 1),
         Loop("served", partial(serve_containers, app), 5),
-        Loop("prune", partial(_prune, app), 60),
+        Loop("prune", partial(_prune, app), 10),
     )

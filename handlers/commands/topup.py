@@ -1,6 +1,6 @@
 """``topup``: an invoice for any container; anybody may pay it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from handlers.context import Caller, Context, Facts
@@ -10,8 +10,9 @@ from handlers.errors import Code, Refusal, invalid
 from handlers.invoicing import invoice_result, mint, to_record
 from handlers.owned import payable
 from handlers.params import PUBKEY, integer, param
+from handlers.patience import CLOCKS_DIFFER_S, LONGEST_WAIT_S
 from handlers.ports import Minted
-from handlers.records import Container, InvoiceRecord, InvoiceState
+from handlers.records import Container, InvoiceRecord
 from handlers.tables import Tx
 
 _TOO_MANY = Refusal(
@@ -89,7 +90,7 @@ def _has_too_many(tx: Tx, facts: Facts, caller: str | None, row: Container) -> b
         return False
     most = _most_open(facts, row) * (2 if caller == row.admin else 1)
     open_now = [i for i in tx.invoices.list_open_of(row.pubkey) if i.expires_at > facts.now]
-    return sum(not i.anonymous for i in open_now) >= most
+    return len(open_now) >= most
 
 
 def _most_open(facts: Facts, row: Container) -> int:
@@ -98,11 +99,14 @@ def _most_open(facts: Facts, row: Container) -> int:
 
 
 def _make_room(tx: Tx, facts: Facts, row: Container) -> None:
-    """Of those that anybody asked for and nobody paid, the oldest are let go: they are asked about once more, when
-    they have expired. Paid before, they are credited then, or when the wallet says so by itself."""
-    anonymous = [i for i in tx.invoices.list_open_of(row.pubkey) if i.anonymous]
-    for invoice in anonymous[: max(0, len(anonymous) - _most_open(facts, row) + 1)]:
-        tx.invoices.save(replace(invoice, state=InvoiceState.CLOSED))
+    """Of those that anybody asked for and nobody paid, the oldest are asked about only once they cannot be paid any
+    more; paid after all, they are credited sooner when the wallet says so by itself."""
+    tx.invoices.put_off_anonymous_of(
+        row.pubkey,
+        CLOCKS_DIFFER_S + 1,
+        facts.now + LONGEST_WAIT_S,
+        but_newest=_most_open(facts, row) - 1,
+    )
 
 
 def tell_topup(result: dict[str, Any]) -> str:

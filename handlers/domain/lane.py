@@ -5,7 +5,7 @@ Whoever does not fit is refused at once: waiting here would hold up those who as
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,12 +28,21 @@ class Room(Enum):
     LANE_FULL = "others' requests of this kind take long; retry in a moment"
 
 
+# All together stay below what the server answers at once (256), so that what is quick always has a place. Registries
+# share places by host among those who wait, and refuse the rest: theirs is wider than that line.
+WIDTHS: Mapping[WaitsFor, int] = {
+    WaitsFor.REGISTRY: 128,
+    WaitsFor.INVOICE: 32,
+    WaitsFor.PAYMENT: 32,
+    WaitsFor.MODULE: 16,
+}
+
+
 @dataclass
 class SlowLanes:
     """Counts who is in which."""
 
-    # All lanes together leave room for what is quick (`bot.server.intake` takes 256 requests at once).
-    at_once: int = 48
+    widths: Mapping[WaitsFor, int] = field(default_factory=lambda: WIDTHS)
     of_caller: int = 4
     _inside: Counter[tuple[WaitsFor, str]] = field(default_factory=Counter)
     _lanes: Counter[WaitsFor] = field(default_factory=Counter)
@@ -52,7 +61,7 @@ class SlowLanes:
     def _room(self, lane: WaitsFor, caller: str) -> Room:
         if self._inside[lane, caller] >= self.of_caller:
             return Room.CALLER_FULL
-        return Room.LANE_FULL if self._lanes[lane] >= self.at_once else Room.FITS
+        return Room.LANE_FULL if self._lanes[lane] >= self.widths[lane] else Room.FITS
 
     def _move(self, lane: WaitsFor, caller: str, by: int) -> None:
         self._inside[lane, caller] += by

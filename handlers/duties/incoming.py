@@ -10,14 +10,11 @@ from handlers.context import Context, Facts
 from handlers.domain.ledger import MAIN_WALLET, Entry, payment
 from handlers.domain.lifecycle import State
 from handlers.owned import known
-from handlers.patience import BATCH, next_look_s
+from handlers.patience import BATCH, CLOCKS_DIFFER_S, next_look_s
 from handlers.ports import Incoming, IncomingState
 from handlers.records import Container, InvoiceRecord, InvoiceState
 from handlers.tables import Tx
 from handlers.transitions import paid
-
-# The wallet's clock and ours may differ by so much.
-CLOCKS_DIFFER_S = 60
 
 
 async def look_up_invoices(ctx: Context) -> None:

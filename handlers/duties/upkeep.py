@@ -3,7 +3,6 @@ leaves the books that are read all the time."""
 
 from handlers.context import Context, Facts
 from handlers.domain.lifecycle import Happening, State
-from handlers.duties.incoming import CLOCKS_DIFFER_S
 from handlers.records import Container
 from handlers.tables import Tx
 from handlers.transitions import advance
@@ -55,14 +54,11 @@ def _follow_step(tx: Tx, before: int, now: int, step_s: int) -> None:
 
 
 async def archive(ctx: Context) -> None:
-    """Take out what is over. What it left in the ledger stays there for good. Nothing is given up unseen: what was
-    closed before it could be known to be unpaid is asked about once more."""
+    """Take out what is over. What it left in the ledger stays there for good."""
     await ctx.store.write(_archive, ctx.facts())
 
 
 def _archive(tx: Tx, facts: Facts) -> int:
-    patience_s = facts.policy.late_payment_s
-    tx.invoices.reopen(facts.now - patience_s, facts.now - CLOCKS_DIFFER_S - 1)
     tx.invoices.prune(facts.now - KEEP_CLOSED_S)
     # Of a wallet of its own, what is worth a sweep must have been swept; less than twice as much may be left of it.
     left_msat = 2 * facts.policy.sweep_msat

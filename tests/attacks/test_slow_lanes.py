@@ -5,7 +5,9 @@ import trio
 import trio.testing
 
 from bot.server.dispatch import Request, dispatch
+from bot.server.intake import MAX_REQUESTS_AT_ONCE
 from handlers.context import Caller
+from handlers.domain.lane import WIDTHS, WaitsFor
 from handlers.errors import Code, Refusal
 from nips.keys import SecretKey
 from tests.attacks.test_paid_twice import stopped_with
@@ -20,7 +22,7 @@ async def dripping(world, nursery):
         await trio.sleep_forever()
 
     world.registry.resolve = drip
-    for _ in range(20):
+    for _ in range(WIDTHS[WaitsFor.REGISTRY] // 4 + 4):
         caller = SecretKey.generate().pubkey
         for _ in range(4):
             nursery.start_soon(
@@ -52,3 +54,8 @@ async def test_whose_fault_it_is_is_said(world, dripping):
         out.code,
         out.text,
     )
+
+
+def test_all_lanes_together_leave_room_for_what_is_quick():
+    assert set(WaitsFor) == set(WIDTHS)
+    assert 0 < sum(WIDTHS.values()) < MAX_REQUESTS_AT_ONCE

@@ -6,8 +6,6 @@ from dataclasses import asdict
 from bot.adapters.store.rows import due_values, insert, is_due, plain
 from handlers.records import InvoiceRecord, InvoiceState
 
-# Of an invoice that is still looked for when it has expired.
-LONGEST_LIFE_S = 24 * 3600
 _COLUMNS = (
     "payment_hash, container, bolt11, amount_msat, created_at, expires_at, wallet, state, next_look_at, answered_at, "
     "zap_request, anonymous"
@@ -38,20 +36,26 @@ class SqliteInvoices:
         return self._list(where, *due_values(now), limit)
 
     def list_open_of(self, container: str) -> list[InvoiceRecord]:
-        return self._list("WHERE state = 'open' AND container = ? ORDER BY created_at", container)
+        where = "WHERE state = 'open' AND container = ? AND NOT anonymous ORDER BY created_at"
+        return self._list(where, container)
 
-    def close_of(self, container: str) -> None:
+    def put_off_of(self, container: str, past_expiry_s: int, until: int) -> None:
         self._db.execute(
-            "UPDATE invoice SET state = 'closed' WHERE state = 'open' AND container = ?",
-            (container,),
+            "UPDATE invoice SET next_look_at = min(expires_at + ?, ?) WHERE state = 'open' AND container = ?",
+            (past_expiry_s, until, container),
         )
 
-    def reopen(self, ended_after: int, ended_before: int) -> None:
-        # No invoice is made after it expired: `created_at`, which has an index, bounds the rows that are read.
+    def put_off_anonymous_of(
+        self, container: str, past_expiry_s: int, until: int, *, but_newest: int
+    ) -> None:
+        # What was put off already is so late that it is past its end.
+        older = (
+            "SELECT payment_hash FROM invoice WHERE state = 'open' AND container = ? AND anonymous "
+            "AND next_look_at <= expires_at ORDER BY created_at DESC LIMIT -1 OFFSET ?"
+        )
         self._db.execute(
-            "UPDATE invoice SET state = 'open', next_look_at = 0 WHERE state = 'closed' AND answered_at < expires_at "
-            "AND expires_at > ? AND expires_at <= ? AND created_at > ?",
-            (ended_after, ended_before, ended_after - LONGEST_LIFE_S),
+            f"UPDATE invoice SET next_look_at = min(expires_at + ?, ?) WHERE payment_hash IN ({older})",
+            (past_expiry_s, until, container, but_newest),
         )
 
     def prune(self, before: int) -> None:
