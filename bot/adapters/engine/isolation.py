@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from ctypes import CDLL, get_errno
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import trio
@@ -20,10 +21,11 @@ import trio
 from bot.adapters.engine.names import EngineUnusable
 
 log = structlog.get_logger()
+T = TypeVar("T")
 _NEWLINK, _GETLINK, _SETLINK, _ERROR, _DONE = 16, 18, 19, 2, 3
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _AF_BRIDGE, _GROUP_LINK, _NESTED = 7, 1, 0x8000
-_IFNAME, _MASTER, _PROTINFO, _BRPORT_ISOLATED = 3, 10, 12, 33
+_MASTER, _PROTINFO, _BRPORT_ISOLATED = 10, 12, 33
 # nlmsghdr: length, type, flags, sequence, port. ifinfomsg: family, type, index, flags, change. rtattr: length, type.
 _HEADER, _LINK, _ATTRIBUTE = (
     struct.Struct("=IHHII"),
@@ -41,7 +43,6 @@ class Link:
     """A network device, as far as it concerns us. ``bridge``: the device of which it is a port, or 0."""
 
     index: int
-    name: str
     bridge: int
     isolated: bool
 
@@ -51,10 +52,12 @@ class Isolation:
 
     def __init__(self, socket_path: str, device: str) -> None:
         self._one = threading.Lock()
+        self._sequence = 0
         try:
             pid = _listener(socket_path)
-            self._asking, self._hearing = _in_network_of(pid, _two_sockets)
-            self._bridge = self._index_of(device)
+            self._bridge, (self._asking, self._hearing) = _in_network_of(
+                pid, lambda: (socket.if_nametoindex(device), _two_sockets())
+            )
             self.isolate_all()
         except OSError as error:
             raise EngineUnusable(
@@ -97,57 +100,57 @@ class Isolation:
         body = _LINK.pack(_AF_BRIDGE, 0, link.index, 0, 0)
         try:
             self._ask(_SETLINK, _ACK, body + _attribute(_PROTINFO | _NESTED, flag))
-        except ProcessLookupError:
-            pass
-        except OSError as error:
-            if any(there.index == link.index for there in self._links()):
-                raise error from None
-            # It has left meanwhile.
-
-    def _index_of(self, device: str) -> int:
-        for link in self._links():
-            if link.name == device:
-                return link.index
-        raise OSError(f"there is no {device}")
+        except OSError:
+            # One that has left meanwhile is nobody's.
+            if link in self._links():
+                raise
 
     def _links(self) -> list[Link]:
-        body = _LINK.pack(_AF_BRIDGE, 0, 0, 0, 0)
-        ports = self._ask(_GETLINK, _DUMP, body)
-        return list(_links_in(ports))
+        return list(_links_in(self._ask(_GETLINK, _DUMP, _LINK.pack(_AF_BRIDGE, 0, 0, 0, 0))))
 
     def _ask(self, kind: int, flags: int, body: bytes) -> bytes:
         """A request; all messages that answer it. Raises OSError."""
         with self._one:
-            request = _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, 0, 0)
-            self._asking.send(request + body)
+            self._sequence += 1
+            length = _HEADER.size + len(body)
+            self._asking.send(
+                _HEADER.pack(length, kind, _REQUEST | flags, self._sequence, 0) + body
+            )
             answer = b""
-            while True:
-                part = self._asking.recv(_MESSAGE_BYTES)
-                answer += part
-                for kind_, payload in _messages(part):
-                    if kind_ == _ERROR and (code := -_NUMBER.unpack_from(payload)[0]):
-                        raise OSError(code, os.strerror(code))
-                    if kind_ in (_ERROR, _DONE):
-                        return answer
+            while not _is_whole(answer, self._sequence):
+                answer += self._asking.recv(_MESSAGE_BYTES)
+            return answer
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _is_whole(answer: bytes, sequence: int) -> bool:
+    """Whether the last message of that answer came. Raises OSError when it is a refusal."""
+    for kind, of, payload in _messages(answer):
+        if of == sequence and kind == _ERROR:
+            code = -_NUMBER.unpack_from(payload)[0]
+            if code:
+                raise OSError(code, os.strerror(code))
+        if of == sequence and kind in (_ERROR, _DONE):
+            return True
+    return False
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, sequence and payload of each."""
     while len(data) >= _HEADER.size:
-        length, kind, *_ = _HEADER.unpack_from(data)
-        yield kind, data[_HEADER.size : length]
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data)
+        yield kind, sequence, data[_HEADER.size : length]
         data = data[_aligned(max(length, _HEADER.size)) :]
 
 
 def _links_in(data: bytes) -> Iterator[Link]:
-    for kind, payload in _messages(data):
+    for kind, _, payload in _messages(data):
         if kind != _NEWLINK:
             continue
         _, _, index, *_ = _LINK.unpack_from(payload)
         about = dict(_attributes(payload[_LINK.size :]))
         port = dict(_attributes(about.get(_PROTINFO, b"")))
         master = _NUMBER.unpack(about[_MASTER])[0] if _MASTER in about else 0
-        name = about.get(_IFNAME, b"").rstrip(b"\0").decode()
-        yield Link(index, name, master, port.get(_BRPORT_ISOLATED) == b"\x01")
+        yield Link(index, master, port.get(_BRPORT_ISOLATED) == b"\x01")
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -189,11 +192,9 @@ def _two_sockets() -> tuple[socket.socket, socket.socket]:
     return made[0], made[1]
 
 
-def _in_network_of(
-    pid: int, work: Callable[[], tuple[socket.socket, socket.socket]]
-) -> tuple[socket.socket, socket.socket]:
+def _in_network_of(pid: int, work: Callable[[], T]) -> T:
     """In a thread of its own, which ends in that namespace; what it opens stays there. Raises OSError."""
-    done: list[tuple[socket.socket, socket.socket] | OSError] = []
+    done: list[T | OSError] = []
 
     def enter() -> None:
         try:
@@ -207,6 +208,7 @@ def _in_network_of(
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    if isinstance(done[0], OSError):
-        raise done[0]
-    return done[0]
+    (result,) = done
+    if isinstance(result, OSError):
+        raise result
+    return result
