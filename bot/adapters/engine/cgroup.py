@@ -15,7 +15,7 @@ _CPU = ("cpu/{}/cpu.cfs_quota_us", "{}/cpu.max")
 
 
 @dataclass(frozen=True)
-class InForce:
+class Limited:
     """Limits as the kernel has them; None: none."""
 
     memory_bytes: int | None
@@ -39,10 +39,10 @@ def pids(parent: str, container_id: str) -> list[int]:
     return []
 
 
-def in_force(parent: str, container_id: str) -> InForce:
+def limits_of(parent: str, container_id: str) -> Limited:
     """The limits of a container's own group."""
     where = place(parent, container_id)
-    return InForce(*(_number(where, files) for files in (_MEMORY, _PIDS, _CPU)))
+    return Limited(*(_number(where, files) for files in (_MEMORY, _PIDS, _CPU)))
 
 
 def _number(where: str, files: tuple[str, str]) -> int | None:

@@ -124,7 +124,7 @@ class Proof:
 
 
 def _prove_limits(parent: str, container_id: str, limits: Limits = _LIMITS) -> None:
-    have = cgroup.in_force(parent, container_id)
+    have = cgroup.limits_of(parent, container_id)
     wrong = [
         word
         for word, holds in (
