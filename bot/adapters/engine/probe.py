@@ -10,8 +10,8 @@ import struct
 import tarfile
 from ipaddress import IPv4Address
 
-# What `knock` ends with when somebody answered. Any other code: nobody did.
-REACHED = 1
+# What `knock` ends with when somebody answered, and (by SIGALRM) when nobody did. Else it could not even knock.
+REACHED, SILENCE = 1, 128 + 14
 _BASE = 0x400000
 _PAUSE = bytes.fromhex(
     "6a22 58"  # push 34; pop rax         pause(
@@ -43,7 +43,7 @@ def pause() -> bytes:
 
 
 def knock(address: IPv4Address) -> bytes:
-    """Ends with `REACHED` when the machine at that address answers a TCP connection, be it by a refusal."""
+    """Ends with `REACHED` when the machine at that address answers a TCP connection, be it by a refusal, else `SILENCE`."""
     port = 1
     return _elf(
         _KNOCK + struct.pack("=H", 2) + struct.pack(">H", port) + address.packed + bytes(8)

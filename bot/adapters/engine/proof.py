@@ -59,11 +59,14 @@ class Proof:
         await self._call(partial(_prove_limits, self._config.cgroup_parent, container_id))
         address = await self._call(partial(self._address, pausing))
         await self._call(partial(self._run, knocking, probe.knock(address)))
-        if await self._call(partial(self._wait, knocking)) == probe.REACHED:
+        ended = await self._call(partial(self._wait, knocking))
+        if ended == probe.REACHED:
             raise EngineUnusable(
                 "containers reach each other over Docker's bridge: its daemon.json must say"
                 ' "icc": false, and net.bridge.bridge-nf-call-iptables must be 1'
             )
+        if ended != probe.SILENCE:
+            raise EngineUnusable(f"whether containers reach each other is not known: {ended}")
 
     async def _prove_metered(self, container_id: str) -> None:
         self._meter.expect({"": container_id})
@@ -145,7 +148,9 @@ def _prove_limits(parent: str, container_id: str, limits: Limits = _LIMITS) -> N
 def _most_files(parent: str, container_id: str) -> int | None:
     """Open files that its youngest process may have: the first one may still be the runtime's."""
     for pid in reversed(cgroup.pids(parent, container_id)):
-        for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
-            if line.startswith("Max open files"):
-                return int(line.split()[4])
+        try:
+            text = Path(f"/proc/{pid}/limits").read_text()
+        except OSError:
+            continue
+        return int(text.partition("Max open files")[2].split()[1])
     return None
