@@ -1,14 +1,15 @@
-"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc relay start metering images``."""
+"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc relay start crowd metering images``."""
 
 import sys
 
-from bench import attestation, images, metering, relay, rpc, start
+from bench import attestation, crowd, images, metering, relay, rpc, start
 
 ALL = {
     "attestation": attestation.run,
     "rpc": rpc.run,
     "relay": relay.run,
     "start": start.run,
+    "crowd": crowd.run,
     "metering": metering.run,
     "images": images.run,
 }

@@ -227,6 +227,7 @@ class FakeEngine:
     halted: list[tuple[str, int]] = field(default_factory=list)
     at: dict[str, str] = field(default_factory=dict)  # address -> pubkey
     fetching: dict[str, str] = field(default_factory=dict)  # pubkey -> how far its image has come
+    unseen: set[str] = field(default_factory=set)  # what runs without being metered
 
     async def found(self) -> dict[str, Found]:
         return {
@@ -286,6 +287,9 @@ class FakeEngine:
         }
         self.last_seen |= dict.fromkeys(alive, self.clock.boot_ms())
         return alive
+
+    def unmetered(self) -> frozenset[str]:
+        return frozenset(self.unseen)
 
     def ended(self) -> list[Ended]:
         return list(self.over)

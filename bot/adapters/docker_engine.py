@@ -1,78 +1,48 @@
 """The engine on Docker: the SDK in worker threads, at most four starts at once.
 
-Everything of ours carries the label `OWNER`; nothing else is ever touched. Names are derived from the
-container's pubkey, so every step can be repeated after a crash and finds what it made before.
-
-What a container may do is in `_host_config`: limits from its units, every capability dropped but
-those in `CAPABILITIES`, no new privileges, our own seccomp profile, one bridge network of its own, a
-bounded log, and a volume of ours for every VOLUME that the image declares.
+What each container may do is in `bot.adapters.engine.walls`, where it lives in `bot.adapters.engine.bridge`, and
+what makes us believe in both in `bot.adapters.engine.proof`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
 import requests
 import trio
 from docker.errors import APIError, DockerException, NotFound
-from docker.types import LogConfig
 
-from bot.adapters import seccomp
+from bot.adapters.engine.bridge import NAME as BRIDGE
+from bot.adapters.engine.bridge import Bridge, drop_own_networks, find_bridge
+from bot.adapters.engine.isolation import Isolation
+from bot.adapters.engine.listing import addresses, listed
+from bot.adapters.engine.names import (
+    GENERATION,
+    HOST_NAME,
+    IMAGE,
+    PUBKEY,
+    DockerConfig,
+    EngineUnusable,
+    container_name,
+)
+from bot.adapters.engine.proof import Proof
+from bot.adapters.engine.walls import NO_HEALTH_CHECK, walls
 from bot.adapters.image_store import ENGINE_FAULTS, ImageStore
 from bot.adapters.kept_logs import KeptLogs
 from bot.adapters.proc_meter import ProcMeter
-from handlers.domain.limits import CPU_PERIOD_US
 from handlers.domain.meter import Ended, Run
 from handlers.domain.plan import Found, Live
 from handlers.ports import CannotStart, Clock, ContainerSpec
 
+__all__ = ["HOST_NAME", "DockerConfig", "DockerEngine", "EngineUnusable"]
 T = TypeVar("T")
-OWNER = "enclaved.instance"
-PUBKEY, GENERATION, IMAGE = "enclaved.pubkey", "enclaved.generation", "enclaved.image"
-# What ordinary images need to drop privileges and to own their files. No NET_RAW, MKNOD, SYS_CHROOT,
-# SETFCAP, AUDIT_WRITE, which Docker would give.
-CAPABILITIES = (
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "NET_BIND_SERVICE",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-)
 MAX_STARTS = 4
-HOST_NAME = "enclaved"
 MAX_LOG_BYTES, MAX_LOG_LINES = 1_000_000, 1_000
 # How the engine says that a program cannot be executed, or is not there: as a shell does.
 NOT_EXECUTABLE, NOT_THERE = 126, 127
-_LIVE = {
-    "running": Live.RUNNING,
-    "created": Live.CREATED,
-    "paused": Live.RUNNING,
-}
-
-
-@dataclass(frozen=True)
-class DockerConfig:
-    """``owner`` tells our containers from another instance's on the same engine."""
-
-    socket: str
-    owner: str
-    cgroup_parent: str = "/docker"
-    # The address of this machine's network namespace that published ports bind to.
-    publish_host: str = "0.0.0.0"  # noqa: S104 - tenants' ports are meant to be reached
-    masquerade: bool = True
-    # Where logs of containers that are made anew are kept; None: nowhere.
-    kept_logs: Path | None = None
-
-
-class EngineUnusable(Exception):
-    """The engine cannot enforce what we promise; refusing to run is the only answer."""
 
 
 class DockerEngine:
@@ -83,11 +53,13 @@ class DockerEngine:
     ) -> None:
         self._config = config
         self._images = images
-        self._meter = ProcMeter(config.cgroup_parent, boot_id, clock)
+        self._new_meter = partial(ProcMeter, config.cgroup_parent, boot_id, clock)
+        self._meter = self._new_meter()
         self._starts = trio.CapacityLimiter(MAX_STARTS)
         self._calls = trio.CapacityLimiter(8)
-        self._seccomp = seccomp.profile()
         self._kept_logs = KeptLogs(config.kept_logs)
+        self._place: tuple[Bridge, Isolation] | None = None
+        self._finding = trio.Lock()
 
     @cached_property
     def _client(self) -> docker.DockerClient:
@@ -97,7 +69,7 @@ class DockerEngine:
         )
 
     async def check(self) -> None:
-        """Raise `EngineUnusable` when memory, pids or CPU limits do not hold on this machine."""
+        """Raise `EngineUnusable` when what we promise does not hold on this machine; some of it is tried out."""
         try:
             info = await self._call(lambda: self._client.info())
         except (DockerException, requests.exceptions.RequestException) as error:
@@ -120,37 +92,49 @@ class DockerEngine:
         if not any("seccomp" in option for option in info.get("SecurityOptions") or ()):
             raise EngineUnusable("Docker runs without seccomp")
         await self._images.tidy()
+        await self._where()
+        await self._call(partial(drop_own_networks, self._client, self._config))
+        with closing(self._new_meter()) as meter:
+            await Proof(self._client, self._config, meter).prove()
+
+    async def watch(self) -> None:
+        """Know the end of a run to the moment, and a port of the bridge before its container runs. Until cancelled."""
+        _, isolation = await self._where()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(isolation.watch)
+            while True:
+                await self._meter.wait_end()
 
     async def found(self) -> dict[str, Found]:
-        listed = await self._call(self._list)
+        there = await self._call(partial(listed, self._client, self._config))
         running = {
-            pubkey: cid for pubkey, (cid, have) in listed.items() if have.live is Live.RUNNING
+            pubkey: cid for pubkey, (cid, have) in there.items() if have.live is Live.RUNNING
         }
         self._meter.expect(running)
-        return {pubkey: have for pubkey, (_, have) in listed.items()}
+        return {pubkey: have for pubkey, (_, have) in there.items()}
 
     async def start(self, spec: ContainerSpec) -> CannotStart | None:
         waited_s = 0
         try:
-            container_id = await self._start_existing(spec)
-            if container_id is None:
-                image = await self._images.get(spec)
-                if isinstance(image, CannotStart):
-                    return image
-                waited_s = image.waited_s
-                container_id = await self._start_new(spec, image.image_id)
+            image = await self._images.get(spec)
+            if isinstance(image, CannotStart):
+                return image
+            waited_s = image.waited_s
+            where = await self._where()
+            async with self._starts:
+                work = partial(self._create_and_start, spec, image.image_id, *where)
+                container_id = await self._call(work)
         except ENGINE_FAULTS as error:
             return replace(await self._cannot_start(spec, error), waited_s=waited_s)
         self._meter.expect_one(spec.pubkey, container_id)
         return None
 
-    async def _start_existing(self, spec: ContainerSpec) -> str | None:
-        async with self._starts:
-            return await self._call(partial(self._start_if_there, spec))
-
-    async def _start_new(self, spec: ContainerSpec, image_id: str) -> str:
-        async with self._starts:
-            return await self._call(partial(self._create_and_start, spec, image_id))
+    async def _where(self) -> tuple[Bridge, Isolation]:
+        """The bridge that containers are put on. Raises `EngineUnusable`."""
+        async with self._finding:
+            if self._place is None:
+                self._place = await self._call(self._find_place)
+            return self._place
 
     async def _cannot_start(self, spec: ContainerSpec, error: Exception) -> CannotStart:
         reason = str(getattr(error, "explanation", None) or error)[:300]
@@ -185,13 +169,16 @@ class DockerEngine:
         return await self._call(partial(self._logs, pubkey, lines))
 
     async def addresses(self) -> dict[str, str]:
-        return await self._call(self._addresses)
+        return await self._call(partial(addresses, self._client, self._config))
 
     async def exit_reason(self, pubkey: str) -> str:
         return await self._call(partial(self._exit_reason, pubkey))
 
     def runs(self) -> dict[str, Run]:
         return self._meter.runs()
+
+    def unmetered(self) -> frozenset[str]:
+        return self._meter.unmetered()
 
     def ended(self) -> list[Ended]:
         return self._meter.ended()
@@ -201,6 +188,9 @@ class DockerEngine:
 
     def close(self) -> None:
         self._images.close()
+        self._meter.close()
+        if self._place is not None:
+            self._place[1].close()
         if "_client" in self.__dict__:
             self._client.close()
 
@@ -209,122 +199,69 @@ class DockerEngine:
 
     # -- in worker threads --------------------------------------------------------------------------
 
-    def _list(self) -> dict[str, tuple[str, Found]]:
-        ours = {"label": f"{OWNER}={self._config.owner}"}
-        listed = {}
-        for entry in self._client.api.containers(all=True, filters=ours):
-            labels = entry["Labels"]
-            live = _LIVE.get(entry["State"], Live.EXITED)
-            found = Found(live, int(labels.get(GENERATION, 0)))
-            listed[labels.get(PUBKEY, entry["Id"])] = (entry["Id"], found)
-        # What a crash left between a container and its volumes and network must be found again.
-        for kept in [
-            *self._client.volumes.list(filters=ours),
-            *self._client.networks.list(filters=ours),
-        ]:
-            pubkey = (kept.attrs.get("Labels") or {}).get(PUBKEY, "")
-            if pubkey and pubkey not in listed:
-                listed[pubkey] = ("", Found(Live.REMAINS, 0))
-        return listed
+    def _find_place(self) -> tuple[Bridge, Isolation]:
+        bridge = find_bridge(self._client, self._config)
+        return bridge, Isolation(self._config.socket, bridge.device)
 
-    def _addresses(self) -> dict[str, str]:
-        ours = {"label": f"{OWNER}={self._config.owner}", "status": "running"}
-        found = {}
-        for entry in self._client.api.containers(filters=ours):
-            pubkey = entry["Labels"].get(PUBKEY, "")
-            network = entry["NetworkSettings"]["Networks"].get(_name(pubkey))
-            if network is not None and network.get("IPAddress"):
-                found[network["IPAddress"]] = pubkey
-        return found
-
-    def _start_if_there(self, spec: ContainerSpec) -> str | None:
+    def _create_and_start(
+        self, spec: ContainerSpec, image_id: str, bridge: Bridge, isolation: Isolation
+    ) -> str:
+        api, name = self._client.api, container_name(spec.pubkey)
         try:
-            container = self._client.containers.get(_name(spec.pubkey))
-        except NotFound:
-            return None
-        container.start()
-        return str(container.id)
-
-    def _create_and_start(self, spec: ContainerSpec, image_id: str) -> str:
-        container = self._create(spec, image_id)
-        container.start()
-        return str(container.id)
+            container_id = str(self._create(spec, image_id, bridge)["Id"])
+        except APIError as error:
+            if error.status_code != 409:
+                raise
+            # It is there already: stopped, or made before a crash.
+            container_id = str(api.inspect_container(name)["Id"])
+        api.start(container_id)
+        try:
+            isolation.isolate_all()
+        except OSError:
+            api.kill(container_id)
+            raise
+        return container_id
 
     def _has_no_program(self, pubkey: str) -> bool:
         """Whether the engine could not execute what the image names, by its own exit codes."""
         try:
-            state = self._client.containers.get(_name(pubkey)).attrs["State"]
+            state = self._client.containers.get(container_name(pubkey)).attrs["State"]
         except NotFound:
             return False
         failed_to_start = bool(state.get("Error"))
         return failed_to_start and state.get("ExitCode") in (NOT_EXECUTABLE, NOT_THERE)
 
-    def _create(self, spec: ContainerSpec, image_id: str) -> Any:
-        gateway = self._network(spec.pubkey)
-        labels = self._labels(spec.pubkey)
-        for index in range(len(spec.volumes)):
-            self._client.volumes.create(f"{_name(spec.pubkey)}-{index}", labels=labels)
-        return self._client.containers.create(
+    def _create(self, spec: ContainerSpec, image_id: str, bridge: Bridge) -> dict[str, Any]:
+        api, name, labels = (
+            self._client.api,
+            container_name(spec.pubkey),
+            self._config.labels(spec.pubkey),
+        )
+        volumes = {f"{name}-{index}": path for index, path in enumerate(spec.volumes)}
+        for volume in volumes:
+            self._client.volumes.create(volume, labels=labels)
+        host = self._config.publish_host
+        made: dict[str, Any] = api.create_container(
             image_id,
-            name=_name(spec.pubkey),
-            hostname=_name(spec.pubkey),
+            name=name,
+            hostname=name,
             environment=dict(spec.env),
             labels=labels | {GENERATION: str(spec.generation), IMAGE: spec.image},
-            detach=True,
-            # The name under which a container finds us: our end of its own bridge.
-            extra_hosts={HOST_NAME: gateway},
-            **self._host_config(spec),
+            healthcheck=NO_HEALTH_CHECK,
+            ports=[tuple(port.container_port.split("/", 1)) for port in spec.ports],
+            host_config=api.create_host_config(
+                network_mode=BRIDGE,
+                extra_hosts={HOST_NAME: bridge.gateway},
+                port_bindings={port.container_port: (host, port.host_port) for port in spec.ports},
+                binds={name: {"bind": path, "mode": "rw"} for name, path in volumes.items()},
+                **walls(spec.limits),
+            ),
         )
-
-    def _host_config(self, spec: ContainerSpec) -> dict[str, Any]:
-        limits = spec.limits
-        host = self._config.publish_host
-        return {
-            "cpu_period": CPU_PERIOD_US,
-            "cpu_quota": limits.cpu_quota_us,
-            "mem_limit": limits.memory_bytes,
-            "memswap_limit": limits.memory_bytes,  # equal: no swap beyond memory
-            "pids_limit": limits.pids,
-            "shm_size": min(limits.memory_bytes, 64_000_000),
-            # An image's own health check would make dockerd work without end, at nobody's cost.
-            "healthcheck": {"test": ["NONE"]},
-            "init": True,
-            "cap_drop": ["ALL"],
-            "cap_add": list(CAPABILITIES),
-            "security_opt": ["no-new-privileges", f"seccomp={self._seccomp}"],
-            "network": _name(spec.pubkey),
-            "ports": {port.container_port: (host, port.host_port) for port in spec.ports},
-            "volumes": {
-                f"{_name(spec.pubkey)}-{index}": {"bind": path, "mode": "rw"}
-                for index, path in enumerate(spec.volumes)
-            },
-            "log_config": LogConfig(type="local", config={"max-size": "1m", "max-file": "2"}),
-            # When it is started again is `handlers.domain.trial`'s to say.
-            "restart_policy": {"Name": "no"},
-        }
-
-    def _network(self, pubkey: str) -> str:
-        """The container's own bridge; the address of our end of it."""
-        try:
-            network = self._client.networks.get(_name(pubkey))
-        except NotFound:
-            network = self._client.networks.create(
-                _name(pubkey),
-                driver="bridge",
-                labels=self._labels(pubkey),
-                options={
-                    "com.docker.network.bridge.enable_icc": "false",
-                    "com.docker.network.bridge.enable_ip_masquerade": str(
-                        self._config.masquerade
-                    ).lower(),
-                },
-            )
-            network.reload()
-        return str(network.attrs["IPAM"]["Config"][0]["Gateway"])
+        return made
 
     def _halt(self, pubkey: str, grace_s: int) -> None:
         try:
-            self._client.containers.get(_name(pubkey)).stop(timeout=grace_s)
+            self._client.containers.get(container_name(pubkey)).stop(timeout=grace_s)
         except NotFound:
             pass  # nothing to halt is as good as halted
 
@@ -332,7 +269,7 @@ class DockerEngine:
         """The image of the container that went, and whether that ever ran."""
         left = None
         try:
-            container = self._client.containers.get(_name(pubkey))
+            container = self._client.containers.get(container_name(pubkey))
             if keep_volumes:
                 self._kept_logs.keep(pubkey, self._raw_logs(container, MAX_LOG_LINES))
             container.remove(force=True, v=False)
@@ -343,17 +280,15 @@ class DockerEngine:
         if keep_volumes:
             return left
         self._kept_logs.forget(pubkey)
-        ours = {"label": [f"{OWNER}={self._config.owner}", f"{PUBKEY}={pubkey}"]}
+        ours = {"label": [self._config.ours, f"{PUBKEY}={pubkey}"]}
         for volume in self._client.volumes.list(filters=ours):
             volume.remove(force=True)
-        for network in self._client.networks.list(filters=ours):
-            network.remove()
         return left
 
     def _logs(self, pubkey: str, lines: int) -> str:
         """What it wrote, also before it was made anew."""
         try:
-            now = self._raw_logs(self._client.containers.get(_name(pubkey)), lines)
+            now = self._raw_logs(self._client.containers.get(container_name(pubkey)), lines)
         except NotFound:
             now = b""
         whole = (self._kept_logs.kept(pubkey) + now)[-MAX_LOG_BYTES:]
@@ -372,16 +307,9 @@ class DockerEngine:
 
     def _exit_reason(self, pubkey: str) -> str:
         try:
-            state = self._client.containers.get(_name(pubkey)).attrs["State"]
+            state = self._client.containers.get(container_name(pubkey)).attrs["State"]
         except NotFound:
             return "the container is gone"
         if state.get("OOMKilled"):
             return "it ran out of memory"
         return f"it does not stay up: exit code {state.get('ExitCode')}"
-
-    def _labels(self, pubkey: str) -> dict[str, str]:
-        return {OWNER: self._config.owner, PUBKEY: pubkey}
-
-
-def _name(pubkey: str) -> str:
-    return f"enclaved-{pubkey[:24]}"

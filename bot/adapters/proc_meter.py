@@ -1,115 +1,185 @@
-"""Proof that containers run, from ``/proc`` and cgroup files alone: never ``docker stats``.
+"""Proof that a container's process runs: a pidfd for each, never ``docker stats``.
 
-A run is named by the start tick of the container's first process. The process is found once by its
-cgroup, which also holds when Docker lives in a pid namespace of its own; afterwards one small read
-per container and look is enough.
+A run is named by the start tick of the container's first process, which is process 1 of its own pid namespace:
+the stages of the runtime, which pass through the same cgroup while it starts, are not. The process is found once,
+by its cgroup; this also holds when Docker lives in a pid namespace of its own. From then on its pidfd stands for it:
+no other process can take its number, and it becomes readable when the last thread is gone. ``/proc`` says zombie
+as soon as the main thread has left, and the others may run on for as long as they like.
 """
 
 import os
+import select
 from dataclasses import dataclass
-from pathlib import Path
 
+import trio
+
+from bot.adapters.engine import cgroup
 from handlers.domain.meter import Ended, Run
 from handlers.ports import Clock
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_CGROUPS = (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
+# What the engine says is running, and no process is found for, is an alarm after so long.
+UNMETERED_MS = 10_000
+# An end that we learn of late, since we were held up ourselves, is charged for at most so long after the last look.
+LOOK_MS = 1_500
 
 
 @dataclass(frozen=True)
-class _Watched:
+class _Held:
+    """A process that stands for a container, and since when it is known."""
+
     container_id: str
-    pid: int
+    pidfd: int
     run: Run
+    since_ms: int
 
 
 class ProcMeter:
     """Keeps which process stands for which container. ``cgroup_parent`` as given to dockerd."""
 
     def __init__(self, cgroup_parent: str, boot_id: str, clock: Clock) -> None:
-        self._parent = cgroup_parent.strip("/") or "docker"
+        self._parent = cgroup_parent
         self._boot_id = boot_id
         self._clock = clock
-        self._watched: dict[str, _Watched] = {}
         self._expected: dict[str, str] = {}
-        self._last_seen_ms: dict[str, int] = {}
+        self._held: dict[str, _Held] = {}
+        self._by_pidfd: dict[int, str] = {}
+        self._epoll = select.epoll()
+        self._looked_ms = 0
         self._ended: list[Ended] = []
+        self._missing_since: dict[str, int] = {}
+        self._unmetered: frozenset[str] = frozenset()
 
     def expect(self, running: dict[str, str]) -> None:
         """The containers that the engine says are running: pubkey -> container id."""
-        self._expected = running
-        for pubkey in self._watched.keys() - running.keys():
-            self._end(pubkey)
+        self._expected = dict(running)
+        self._reap()
+        for pubkey, held in list(self._held.items()):
+            if running.get(pubkey) != held.container_id:
+                self._end(pubkey)
+        missing, now_ms = running.keys() - self.runs(), self._clock.boot_ms()
+        self._missing_since = {
+            pubkey: self._missing_since.get(pubkey, now_ms) for pubkey in missing
+        }
+        self._unmetered = frozenset(
+            pubkey
+            for pubkey, since_ms in self._missing_since.items()
+            if now_ms - since_ms >= UNMETERED_MS
+        )
 
     def expect_one(self, pubkey: str, container_id: str | None) -> None:
         """As `expect`, for one container that was just started, or (None) stopped."""
-        self._end(pubkey)
+        self._reap()
+        if pubkey in self._held:
+            self._end(pubkey)
         self._expected.pop(pubkey, None)
+        self._missing_since.pop(pubkey, None)
+        self._unmetered -= {pubkey}
         if container_id is not None:
             self._expected[pubkey] = container_id
+            self._hold(pubkey, container_id)
 
     def runs(self) -> dict[str, Run]:
-        """What is alive now."""
-        alive = {}
-        for pubkey, container_id in self._expected.items():
-            run = self._look(pubkey, container_id)
-            if run is not None:
-                alive[pubkey] = run
-                self._last_seen_ms[pubkey] = self._clock.boot_ms()
-        return alive
+        """What is alive now. While nothing changes, this asks the kernel a single question."""
+        self._reap()
+        for pubkey in self._expected.keys() - self._held.keys():
+            self._hold(pubkey, self._expected[pubkey])
+        self._looked_ms = self._clock.boot_ms()
+        return {pubkey: held.run for pubkey, held in self._held.items()}
+
+    def unmetered(self) -> frozenset[str]:
+        """Containers that the engine goes on calling running, and for which there is no run."""
+        return self._unmetered - self._held.keys()
+
+    async def wait_end(self) -> None:
+        """Until a run is over, which is then known to the moment."""
+        await trio.lowlevel.wait_readable(self._epoll.fileno())
+        self._reap()
 
     def ended(self) -> list[Ended]:
         """Runs that are over, until they are forgotten."""
+        self._reap()
         return list(self._ended)
 
     def forget_ended(self, ended: Ended) -> None:
         self._ended = [kept for kept in self._ended if kept != ended]
 
-    def _end(self, pubkey: str) -> None:
-        watched = self._watched.pop(pubkey, None)
-        last_seen_ms = self._last_seen_ms.pop(pubkey, None)
-        if watched is not None and last_seen_ms is not None:
-            self._ended.append(Ended(pubkey, watched.run, last_seen_ms))
+    def close(self) -> None:
+        for pidfd in self._by_pidfd:
+            os.close(pidfd)
+        self._held, self._by_pidfd = {}, {}
+        self._epoll.close()
 
-    def _look(self, pubkey: str, container_id: str) -> Run | None:
-        watched = self._watched.get(pubkey)
-        if watched is not None and watched.container_id == container_id:
-            if _start_tick(watched.pid) == watched.run.start_tick:
-                return watched.run
-            self._end(pubkey)
-        found = self._find(container_id)
-        if found is not None:
-            self._watched[pubkey] = found
-        return found.run if found is not None else None
+    def _reap(self) -> None:
+        over = self._epoll.poll(0, maxevents=max(1, len(self._held)))
+        for pubkey in [self._by_pidfd[pidfd] for pidfd, _ in over]:
+            self._end(pubkey, self._clock.boot_ms())
 
-    def _find(self, container_id: str) -> _Watched | None:
-        ticks = {
-            pid: tick for pid in self._pids(container_id) if (tick := _start_tick(pid)) is not None
-        }
-        if not ticks:
-            return None
-        # The container's first process is the one that started first; of the same tick, the lowest.
-        pid = min(ticks, key=lambda p: (ticks[p], p))
-        return _Watched(
-            container_id, pid, Run(self._boot_id, ticks[pid], ticks[pid] * 1_000 // TICKS_PER_S)
-        )
+    def _end(self, pubkey: str, at_ms: int | None = None) -> None:
+        """``at_ms``: the moment, where it is known."""
+        held = self._held.pop(pubkey)
+        del self._by_pidfd[held.pidfd]
+        os.close(held.pidfd)  # which also takes it out of the epoll
+        seen_ms = max(held.since_ms, self._looked_ms)
+        ended_ms = seen_ms if at_ms is None else min(at_ms, seen_ms + LOOK_MS)
+        self._ended.append(Ended(pubkey, held.run, ended_ms))
 
-    def _pids(self, container_id: str) -> list[int]:
-        for root in _CGROUPS:
-            try:
-                text = (root / self._parent / container_id / "cgroup.procs").read_text()
-            except OSError:
-                continue
-            return [int(line) for line in text.split()]
-        return []
+    def _hold(self, pubkey: str, container_id: str) -> None:
+        opened = _first_process(self._parent, container_id)
+        if opened is None:
+            return
+        pidfd, tick = opened
+        run = Run(self._boot_id, tick, tick * 1_000 // TICKS_PER_S)
+        self._epoll.register(pidfd, select.EPOLLIN)
+        self._by_pidfd[pidfd] = pubkey
+        self._held[pubkey] = _Held(container_id, pidfd, run, self._clock.boot_ms())
+
+
+def _first_process(parent: str, container_id: str) -> tuple[int, int] | None:
+    """A pidfd of the container's first process, and its start tick."""
+    ticks = {
+        pid: tick
+        for pid in cgroup.pids(parent, container_id)
+        if _is_first(pid) and (tick := _start_tick(pid)) is not None
+    }
+    if not ticks:
+        return None
+    # One container has one; of several, which something else must have put there, the oldest.
+    pid = min(ticks, key=lambda p: (ticks[p], p))
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    # Until it was opened, the number could have gone to another process.
+    same = _start_tick(pid) == ticks[pid] and pid in cgroup.pids(parent, container_id)
+    if same and not _is_over(pidfd):
+        return pidfd, ticks[pid]
+    os.close(pidfd)
+    return None
+
+
+def _is_over(pidfd: int) -> bool:
+    poll = select.poll()  # unlike select(), without a limit to the number
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _is_first(pid: int) -> bool:
+    """Whether it is number 1 of a pid namespace below ours."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:  # noqa: PTH123 - four times faster than Path
+            text = status.read()
+    except OSError:
+        return False
+    numbers = text.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()
+    return len(numbers) > 1 and numbers[-1] == b"1"
 
 
 def _start_tick(pid: int) -> int | None:
-    """Field 22 of ``/proc/PID/stat``; None when the process is gone or a zombie."""
+    """Field 22 of ``/proc/PID/stat``; None when there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - four times faster than Path
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - as above
             # The name, field 2, may hold spaces and parentheses: count from its end.
-            fields = stat.read().rpartition(b")")[2].split()
+            return int(stat.read().rpartition(b")")[2].split()[19])
     except OSError:
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -181,7 +181,8 @@ class PrivateEngine:
                     "userland-proxy": False,
                     "insecure-registries": [self._pulls_from] if self._pulls_from else [],
                     "default-address-pools": [{"base": "10.200.0.0/16", "size": 28}],
-                    "bip": "10.201.0.1/24",
+                    # One bridge for all tenants: as many as a bridge has ports.
+                    "bip": "10.201.0.1/22",
                     "cgroup-parent": self.place.cgroup_parent,
                     "max-concurrent-downloads": 4,
                 }
@@ -212,40 +213,15 @@ class PrivateEngine:
 
     async def _fence(self) -> None:
         """Containers reach the public internet and nothing else; of the engine itself only their channel."""
-        rules = [
-            ["-I", "INPUT", "-i", "br-+", "-j", "DROP"],
-            ["-I", "INPUT", "-i", "docker0", "-j", "DROP"],
-        ]
-        rules.append(
-            [
-                "-I",
-                "INPUT",
-                "-i",
-                "br-+",
-                "-p",
-                "tcp",
-                "--dport",
-                str(CONTAINER_PORT),
-                "-j",
-                "ACCEPT",
-            ]
-        )
-        rules.append(
-            ["-I", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"]
-        )
-        rules += [["-I", "DOCKER-USER", "-i", "br-+", "-d", net, "-j", "DROP"] for net in _PRIVATE]
-        rules.append(
-            [
-                "-I",
-                "DOCKER-USER",
-                "-m",
-                "conntrack",
-                "--ctstate",
-                "ESTABLISHED,RELATED",
-                "-j",
-                "ACCEPT",
-            ]
-        )
+        known = ["-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"]
+        rules = []
+        # Where tenants are, and where somebody at the socket may put another container.
+        for bridge in ("docker0", "br-+"):
+            here = ["-i", bridge]
+            channel = ["-p", "tcp", "--dport", str(CONTAINER_PORT), "-j", "ACCEPT"]
+            rules += [["-I", "INPUT", *here, "-j", "DROP"], ["-I", "INPUT", *here, *channel]]
+            rules += [["-I", "DOCKER-USER", *here, "-d", net, "-j", "DROP"] for net in _PRIVATE]
+        rules += [["-I", chain, *known] for chain in ("INPUT", "DOCKER-USER")]
         for rule in rules:
             await _run(self.enter(["iptables", "-w", *rule]))
         if self._pulls_from is None:

@@ -16,6 +16,7 @@ import trio
 import bot.server.http.server
 from bot.adapters.docker_engine import HOST_NAME, DockerConfig, DockerEngine
 from bot.adapters.enclave_network import EnclaveNetwork
+from bot.adapters.engine.room import make_room, shortages
 from bot.adapters.image_store import ImageStore, StoreConfig
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.adapters.oci_registry import OciRegistry
@@ -220,15 +221,33 @@ def _embedded_relay(
     return server, (url,)
 
 
+def _see_to_room(config: Config) -> None:
+    """In an enclave the machine is ours; elsewhere its operator is told."""
+    units, size, nsm = (
+        config.policy.capacity.total_units,
+        config.policy.unit_size,
+        config.attestation.nsm,
+    )
+    if nsm is not None and nsm.is_char_device():
+        make_room(units, size)
+    if short := shortages(units, size):
+        log.warning(
+            "one tenant can use up what the machine has only once",
+            sysctls=[str(one) for one in short],
+        )
+
+
 async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Run until cancelled. Reports readiness when requests are answered."""
     await app.engine.check()
+    _see_to_room(app.config)
     send, receive = trio.open_memory_channel[VerifiedEvent](4_096)
     async with trio.open_nursery() as nursery:
         if app.relay is not None:
             listener = feed(app, send)
             app.relay.listen(listener)
             await catch_up(app, listener)
+        nursery.start_soon(app.engine.watch)
         nursery.start_soon(app.pool.run)
         subscribe(app)
         nursery.start_soon(app.wallet.run)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from handlers.alarms import Alarm
 from handlers.context import Context, Facts
 from handlers.domain.ledger import charge, container_account
 from handlers.domain.lifecycle import Happening, State
@@ -18,6 +19,7 @@ NextLooks = Mapping[str, int]
 async def tick(ctx: Context) -> None:
     """One look at what runs; the store is asked only for what is due."""
     runs = ctx.engine.runs()
+    _raise_alarm(ctx)
     await _charge_ended(ctx)
     due_now = ctx.dues.among(runs, ctx.clock.boot_ms())
     if not due_now:
@@ -29,6 +31,17 @@ async def tick(ctx: Context) -> None:
     if paused:
         ctx.nudge.reconcile()
         ctx.nudge.announce()
+
+
+def _raise_alarm(ctx: Context) -> None:
+    """What runs and cannot be metered runs free: it is told, and nothing more of it is let in."""
+    unmetered = sorted(ctx.engine.unmetered())
+    reason = (
+        f"no process is found of {len(unmetered)} that run, {unmetered[0]} first"
+        if unmetered
+        else None
+    )
+    ctx.alarms.set(Alarm.METER, reason)
 
 
 async def _charge_ended(ctx: Context) -> None:

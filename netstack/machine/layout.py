@@ -42,8 +42,8 @@ class Plane:
 class Inside:
     """What is in the enclave."""
 
-    # Networks of Docker's bridges.
-    containers: tuple[str, ...] = ("10.200.0.0/16", "10.201.0.0/24")
+    # Networks of Docker's bridges: containers are on the second, the default one.
+    containers: tuple[str, ...] = ("10.200.0.0/16", "10.201.0.0/22")
     # TCP ports of the enclave itself that containers may reach, besides the resolver.
     services: tuple[int, ...] = ()
     # TCP ports of the enclave itself that the internet may reach.

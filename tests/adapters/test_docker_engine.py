@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -217,15 +218,8 @@ int main(void) {
 
 async def test_af_vsock_cannot_be_opened_not_even_by_the_32_bit_entry(ground, tmp_path):
     """Docker's default profile allows it, and with it the way to the parent past every firewall."""
-    (tmp_path / "s.c").write_text(SOCKETS_C)
-    build = ["gcc", "-static", "-no-pie", "-o", str(tmp_path / "s"), str(tmp_path / "s.c")]
-    try:
-        subprocess.run(build, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("needs gcc to build the probe: apt-get install gcc libc6-dev")
-    image = build_image(
-        "exec /bin/probe", ports=(), volumes=(), extra={"bin/probe": (tmp_path / "s").read_bytes()}
-    )
+    extra = {"bin/probe": built(tmp_path, SOCKETS_C)}
+    image = build_image("exec /bin/probe", ports=(), volumes=(), extra=extra)
     async with engine_on(ground) as engine:
         spec = await spec_for(ground, image=image)
         await engine.start(spec)
@@ -255,6 +249,149 @@ async def test_neighbours_host_and_private_networks_are_out_of_reach(ground):
         spec = await spec_for(ground, command)
         await engine.start(spec)
         assert "reached" not in await output(engine, spec, seconds=30)
+
+
+SPOOF_C = r"""
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+static struct sockaddr_in at(const char *address, int port) {
+    struct sockaddr_in it = {.sin_family = AF_INET, .sin_port = htons(port)};
+    inet_pton(AF_INET, address, &it.sin_addr);
+    return it;
+}
+int main(void) {
+    const char *neighbour = getenv("NEIGHBOUR");
+    struct sockaddr_in source = at(neighbour, 0), to = at(getenv("GATEWAY"), 7070);
+    int one = 1, fd = socket(AF_INET, SOCK_DGRAM, 0);
+    setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &one, sizeof one);
+    int bound = bind(fd, (void *)&source, sizeof source);
+    printf("freebind: %s\n", bound == 0 && sendto(fd, "x", 1, 0, (void *)&to, sizeof to) == 1 ? "sent" : "refused");
+    printf("transparent: %s\n", setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &one, sizeof one) == 0 ? "set" : "refused");
+    char space[CMSG_SPACE(sizeof(struct in_pktinfo))] = {0};
+    struct iovec part = {"x", 1};
+    struct msghdr message = {&to, sizeof to, &part, 1, space, sizeof space, 0};
+    struct cmsghdr *extra = CMSG_FIRSTHDR(&message);
+    extra->cmsg_level = IPPROTO_IP, extra->cmsg_type = IP_PKTINFO, extra->cmsg_len = CMSG_LEN(sizeof(struct in_pktinfo));
+    ((struct in_pktinfo *)CMSG_DATA(extra))->ipi_spec_dst = source.sin_addr;
+    printf("pktinfo: %s\n", sendmsg(socket(AF_INET, SOCK_DGRAM, 0), &message, 0) == 1 ? "sent" : "refused");
+    printf("raw: %s\n", socket(AF_INET, SOCK_RAW, 255) >= 0 ? "open" : "refused");
+    int plain = socket(AF_INET, SOCK_DGRAM, 0);
+    printf("own address: %s\n", sendto(plain, "x", 1, 0, (void *)&to, sizeof to) == 1 ? "sent" : "refused");
+    struct sockaddr_in all = at("255.255.255.255", 7001), there = at(neighbour, 7001);
+    setsockopt(plain, SOL_SOCKET, SO_BROADCAST, &one, sizeof one);
+    for (int i = 0; i < 20; i++) {
+        sendto(plain, "from a neighbour", 16, 0, (void *)&all, sizeof all);
+        sendto(plain, "from a neighbour", 16, 0, (void *)&there, sizeof there);
+        usleep(50000);
+    }
+    printf("done\n");
+    fflush(stdout);
+    sleep(100);
+}
+"""
+
+
+def built(tmp_path, source):
+    """A static program, from C."""
+    (tmp_path / "s.c").write_text(source)
+    build = ["gcc", "-static", "-no-pie", "-o", str(tmp_path / "s"), str(tmp_path / "s.c")]
+    try:
+        subprocess.run(build, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("needs gcc to build the probe: apt-get install gcc libc6-dev")
+    return (tmp_path / "s").read_bytes()
+
+
+def address_of(ground, spec):
+    """Where a container is, and our end of its bridge."""
+    client = docker.DockerClient(base_url=f"unix://{ground.socket}")
+    container = client.containers.list(filters={"label": f"enclaved.pubkey={spec.pubkey}"})[0]
+    (network,) = container.attrs["NetworkSettings"]["Networks"].values()
+    client.close()
+    return network["IPAddress"], network["Gateway"]
+
+
+async def test_neighbours_cannot_be_discovered_nor_spoken_to_nor_spoken_for(ground, tmp_path):
+    """All are on one bridge: below IP they are kept apart by its ports, and nobody can send as somebody else."""
+    listen = "nc -u -l -p 7001 & nc -l -p 7000 & echo up; sleep 100"
+    async with engine_on(ground) as engine, trio.open_nursery() as nursery:
+        nursery.start_soon(engine.watch)
+        target = await spec_for(ground, listen)
+        await engine.start(target)
+        await output(engine, target, "up")
+        neighbour, gateway = address_of(ground, target)
+        command = (
+            f"for h in {neighbour} {gateway}; do nc -w 1 $h 7000 </dev/null; done 2>/dev/null;"
+            "sed 's/^/arp /' /proc/net/arp; sed 's/^/resolv /' /etc/resolv.conf; cat /proc/net/if_inet6 | sed 's/^/six /'; exec /bin/spoof"
+        )
+        image = build_image(
+            command, ports=(), volumes=(), extra={"bin/spoof": built(tmp_path, SPOOF_C)}
+        )
+        env = {"NEIGHBOUR": neighbour, "GATEWAY": gateway}
+        spec = await spec_for(ground, image=image, env=env)
+        await engine.start(spec)
+        text = await output(engine, spec)
+        lines = [line.split()[1:] for line in text.splitlines()]
+        arp = {
+            line[1]: (line[3], line[4]) for line in lines if line[0] == "arp" and line[1] != "IP"
+        }
+        assert "0x2" == arp[gateway][0], "our own end answers"
+        assert ("0x0", "00:00:00:00:00:00") == arp.get(neighbour, ("0x0", "00:00:00:00:00:00"))
+        assert "127.0.0.11" not in text, "no resolver that knows neighbours by name"
+        assert [] == [line for line in lines if line[0] == "six" and line[-1] != "lo"]
+        for way in ("freebind", "transparent", "pktinfo", "raw"):
+            assert f"{way}: refused" in text
+        assert "own address: sent" in text
+        assert "from a neighbour" not in await engine.logs(target.pubkey, 100)
+        assert {neighbour, address_of(ground, spec)[0]} == set(await engine.addresses())
+        nursery.cancel_scope.cancel()
+
+
+async def test_ports_of_the_bridge_are_isolated_before_a_start_is_reported(ground):
+    async with engine_on(ground) as engine:
+        await engine.start(await spec_for(ground))
+        show = [
+            "nsenter",
+            "-t",
+            str(ground.dockerd_pid),
+            "-n",
+            "--",
+            "bridge",
+            "-d",
+            "link",
+            "show",
+        ]
+        shown = subprocess.check_output(show, text=True)
+        assert 1 <= shown.count("master docker0")
+        assert shown.count("master docker0") == shown.count("isolated on")
+
+
+async def test_open_files_are_limited(ground):
+    """All of them could be inotify instances or anything else that the machine has only so many of."""
+    async with engine_on(ground) as engine:
+        spec = await spec_for(
+            ground, "ulimit -n; ulimit -Hn; ulimit -n 5000 2>&1; echo done; sleep 100"
+        )
+        await engine.start(spec)
+        text = await output(engine, spec)
+        soft, hard = (line.split()[1] for line in text.splitlines()[:2])
+        assert ("1024", "1024") == (soft, hard)
+        assert "ermi" in text.splitlines()[2], "not permitted to have more"
+
+
+async def test_a_wrong_cgroup_parent_is_refused(ground):
+    async with engine_on(ground) as engine:
+        await engine.check()
+    wrong = replace(ground, cgroup_parent="/docker")
+    async with engine_on(wrong) as engine:
+        with pytest.raises(EngineUnusable, match="cgroup_parent '/docker'"):
+            await engine.check()
 
 
 async def test_every_volume_is_ours_and_survives_a_recreate(ground):

@@ -1,8 +1,10 @@
 """Running time costs what it costs, however a container dies; and what does not work gives its place back."""
 
+from handlers.alarms import Alarm
 from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import State
 from handlers.domain.trial import LONGEST_WAIT_S, TELL_AT
+from handlers.errors import Refusal
 from handlers.records import Intent
 from handlers.transitions import held_units
 
@@ -137,3 +139,20 @@ async def test_who_must_top_up_is_told_how_much(world):
     refused = await world.call("restart", pubkey=pubkey)
 
     assert "insufficient-balance: top it up by at least 5 sat first" == str(refused)
+
+
+async def test_what_runs_and_cannot_be_metered_is_an_alarm_and_nothing_more_is_let_in(world):
+    """With a wrong cgroup parent everything ran, nothing was charged, and nobody was told."""
+    pubkey = await world.deployed()
+    await world.turn()
+    assert Alarm.METER not in world.ctx.alarms.raised
+    world.engine.unseen.add(pubkey)
+    await world.turn()
+    assert pubkey in world.ctx.alarms.raised[Alarm.METER]
+    refused = await world.call("deploy", docker="example.com/app:1", units=1)
+    assert isinstance(refused, Refusal)
+    assert Alarm.METER.value in refused.text
+    world.engine.unseen.clear()
+    await world.turn()
+    assert Alarm.METER not in world.ctx.alarms.raised
+    assert not isinstance(await world.call("deploy", docker="example.com/app:1", units=1), Refusal)

@@ -199,6 +199,12 @@ def test_limits_grow_with_units_and_always_let_an_init_run():
 
     assert (one.cpu_quota_us, one.memory_bytes, one.pids) == (10_000, 50_000_000, 16)
     assert (ten.cpu_quota_us, ten.memory_bytes, ten.pids) == (100_000, 500_000_000, 100)
+    assert [limits_for(units, UnitSize()).nofile for units in (1, 4, 10, 5_000)] == [
+        1_024,
+        1_024,
+        2_560,
+        1_048_576,
+    ]
     assert image_fits(40_000_000, one)
     assert not image_fits(40_000_001, one)
 
