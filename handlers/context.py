@@ -7,7 +7,7 @@ from handlers.alarms import Alarms
 from handlers.domain.capacity import Capacity
 from handlers.domain.dues import Dues
 from handlers.domain.fees import FeeReserve
-from handlers.domain.lane import SlowLane, WaitsFor, slow_lanes
+from handlers.domain.lane import SlowLanes
 from handlers.domain.limits import UnitSize
 from handlers.domain.meter import Rhythm, Run
 from handlers.domain.ports_pool import PortRange
@@ -48,6 +48,8 @@ class Policy:
     # A start that keeps failing for reasons of the moment is given up after this.
     start_deadline_s: int = 600
     max_open_invoices: int = 20
+    # Of a container that was never paid, which costs nothing to make.
+    max_open_invoices_unpaid: int = 4
     min_topup_msat: int = 1_000
     max_topup_msat: int = 10_000_000_000
     # The most that an outgoing payment's routing may cost, as the wallet limits it: a share plus a floor.
@@ -127,7 +129,7 @@ class Context:
     proof: Proof | None = None
     alarms: Alarms = field(default_factory=Alarms)
     dues: Dues = field(default_factory=Dues)
-    slow_lanes: Mapping[WaitsFor, SlowLane] = field(default_factory=slow_lanes)
+    slow_lanes: SlowLanes = field(default_factory=SlowLanes)
 
     @property
     def env(self) -> Env:

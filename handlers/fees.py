@@ -9,10 +9,10 @@ from handlers.tables import Tx
 def fee_reserve(tx: Tx, facts: Facts) -> FeeReserve:
     """The reserve for the next payment."""
     policy = facts.policy
-    seen_ppm = tx.outgoing.worst_fee_ppm(
+    worst = tx.outgoing.worst_fees(
         policy.fee_reserve_min_msat, facts.now - policy.fees_remembered_s
     )
-    return policy.fee_reserve.having_seen(seen_ppm)
+    return policy.fee_reserve.having_seen(worst)
 
 
 def most_withdrawable_msat(reserve: FeeReserve, balance_msat: int) -> int:

@@ -11,7 +11,7 @@ from handlers.duties.outgoing import look_up_payments
 from handlers.duties.reconcile import reconcile
 from handlers.duties.solvency import Solvency
 from handlers.duties.sweep import sweep
-from handlers.duties.upkeep import archive, upkeep
+from handlers.duties.upkeep import Upkeep, archive
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def duties(policy: Policy) -> tuple[Loop, ...]:
         Loop("payments", look_up_payments, 1),
         Loop("wallets", look_up_wallets, 300),
         Loop("meter", tick, policy.rhythm.tick_ms / 1_000),
-        Loop("upkeep", upkeep, 5),
+        Loop("upkeep", Upkeep().once, 5),
         Loop("sweep", sweep, 10),
         Loop("reconcile", reconcile, 5, nudge="reconcile"),
         Loop("announce", announce_containers, 30, nudge="announce", rest_s=0.5),

@@ -1,4 +1,4 @@
-"""Who may do what to which container. Authorise before acting."""
+"""Which container, and who may do what to it. Authorise before acting."""
 
 from handlers.context import Caller
 from handlers.domain.lifecycle import State
@@ -23,3 +23,8 @@ def payable(tx: Tx, pubkey: str) -> Container | Refusal:
     if row is None or row.state is State.STOPPED:
         return not_found("there is no such container here")
     return row
+
+
+def known(tx: Tx, pubkey: str) -> Container | None:
+    """The container, also when it is over: its wallet may still be paid."""
+    return tx.containers.find(pubkey) or tx.archive.find(pubkey)

@@ -93,8 +93,9 @@ class PayResult:
 
     @property
     def is_seen_unsettled(self) -> bool:
-        """Whether one of the wallet's books shows it as on its way, or as failed."""
-        return self.status in (PayStatus.PENDING, PayStatus.FAILED) and bool(self.books)
+        """Whether one of the wallet's books shows it on its way. A failed one says nothing of that: some books hold
+        only what came to an end."""
+        return self.status is PayStatus.PENDING and bool(self.books)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Container:
     low_noticed: bool = False
     wallet: str = MAIN_WALLET  # where its money is, in the ledger's words
     app: str | None = None  # the app's key, once it proved it from inside
-    taken_out: bool = False  # its balance was withdrawn since it was last paid
+    taken_out: bool = False  # its balance was withdrawn, and what is left does not pay for a pause
     revision: int = 1  # raised whenever what the world is told of it changes
 
     @property
@@ -73,7 +73,7 @@ class Announcement:
 
 
 class InvoiceState(Enum):
-    """OPEN until the wallet says settled; CLOSED when nobody looks any more."""
+    """OPEN while the wallet is asked; CLOSED once it said that it was not paid in time, or never answered."""
 
     OPEN = "open"
     SETTLED = "settled"
@@ -123,7 +123,7 @@ class Outgoing:
     to_wallet: str | None = None  # set for a sweep between wallets of ours
     next_look_at: int = 0
     fees_msat: int = 0  # what the wallet said that it cost, once settled
-    seen_unsettled: bool = False  # one of the wallet's books showed it on its way, or as failed
+    seen_unsettled: bool = False  # one of the wallet's books showed it on its way
     told: bool = False  # its owner knows that the wallet does not say what became of it
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from handlers.domain.fees import WorstFees
 from handlers.domain.ledger import Entry
 from handlers.domain.lifecycle import State
 from handlers.domain.meter import Meter
@@ -46,13 +47,27 @@ class Containers(Protocol):
     def list_of(self, admin: str, limit: int) -> list[Container]: ...
     def add(self, container: Container) -> None: ...
     def save(self, container: Container) -> None: ...
+    def shift_times(self, by_s: int, *, after: int, until: int) -> None:
+        """Move when a state began, and a start was owed, where that lies between these times."""
+        ...
+
     def count(self, states: Sequence[State]) -> Count: ...
     def count_unpaid_of(self, admin: str, since: int) -> Count:
         """What that key deployed since then, and never paid."""
         ...
 
-    def archive(self, ended_before: int, limit: int) -> int:
-        """Take out what ended before then and holds nothing any more; how many."""
+
+class Archive(Protocol):
+    """What is over. Its keys stay: money may still come."""
+
+    def fill(self, ended_before: int, left_msat: int, limit: int) -> int:
+        """Take what ended before then, awaits nothing any more, and holds less than a sat of its admin's, and in a
+        wallet of its own less than ``left_msat``; how many."""
+        ...
+
+    def find(self, pubkey: str) -> Container | None: ...
+    def bring_back(self, pubkey: str) -> None:
+        """Among the containers again, as one that is stopped: it was paid after all. Nothing if it is not here."""
         ...
 
 
@@ -108,8 +123,8 @@ class Payments(Protocol):
     def list_due(self, now: int, limit: int) -> list[Outgoing]: ...
     def list_unknown(self) -> list[Outgoing]: ...
     def save(self, outgoing: Outgoing) -> None: ...
-    def worst_fee_ppm(self, floor_msat: int, since: int) -> int:
-        """The most that a payment since then cost beyond the floor, in ppm of its amount; 0 for none."""
+    def worst_fees(self, floor_msat: int, since: int) -> WorstFees:
+        """The most that payments since then cost."""
         ...
 
 
@@ -178,6 +193,8 @@ class Tx(Protocol):
 
     @property
     def containers(self) -> Containers: ...
+    @property
+    def archive(self) -> Archive: ...
     @property
     def ports(self) -> Ports: ...
     @property

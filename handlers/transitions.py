@@ -19,7 +19,8 @@ from handlers.tables import Tx
 from nips.nip19 import npub
 
 _HOLDS_UNITS = tuple(HOLDS_UNITS)
-_OVER = (State.STOPPED, State.EXPIRED)
+# Out of these only a restart leads, which makes the container anew, with whatever ports it then gets.
+_WITHOUT_PORTS = (State.STOPPED, State.EXPIRED, State.FAILED)
 
 
 def advance(
@@ -51,7 +52,7 @@ def advance(
         env={} if state is State.STOPPED else row.env,
     )
     save_changed(tx, moved)
-    if state in _OVER:
+    if state in _WITHOUT_PORTS:
         tx.ports.drop(row.pubkey)
     if state is State.STOPPED:
         # Nobody waits for them now, but one may be paid already, or still be: the wallet's last word is asked for.
@@ -114,19 +115,26 @@ def needed_msat(policy: Policy, row: Container) -> int:
             return row.tariff.cost(row.units, policy.resume_ms, 0)[0]
 
 
-def paid(tx: Tx, facts: Facts, pubkey: str) -> None:
-    """After the balance rose: run the container if that is enough, or tell its admin why not."""
+def covers_pause(tx: Tx, facts: Facts, row: Container) -> bool:
+    """Whether the balance would pay for as long as a pause may hold the place for nothing."""
+    grace_msat, _ = row.tariff.cost(row.units, facts.policy.grace_s * 1_000, 0)
+    return tx.ledger.balance(container_account(row.pubkey)) >= grace_msat
+
+
+def paid(tx: Tx, facts: Facts, pubkey: str, how: str = "was paid") -> None:
+    """After the balance rose: run the container if that is enough, or tell its admin why not, and what made it rise."""
     row = tx.containers.find(pubkey)
     if row is None:
         return
-    row = replace(row, low_noticed=False, taken_out=False, revision=row.revision + 1)
+    taken_out = row.taken_out and not covers_pause(tx, facts, row)
+    row = replace(row, low_noticed=False, taken_out=taken_out, revision=row.revision + 1)
     tx.containers.save(row)
     if tx.ledger.balance(container_account(pubkey)) < needed_msat(facts.policy, row):
         return
     moved = advance(tx, facts, row, Happening.PAID)
     if isinstance(moved, NoCapacity):
-        text = "was paid, but there is no free place now: restart it later, or withdraw."
+        text = f"{how}, but there is no free place now: restart it later, or withdraw."
         tell_admin(tx, facts, row, text)
     elif moved is None and row.state is not State.DEPLOYED:
-        text = f"was paid while {row.state.value}: the money is yours to withdraw."
+        text = f"{how} while {row.state.value}: the money is yours to withdraw."
         tell_admin(tx, facts, row, text)

@@ -5,6 +5,8 @@ Nothing a wallet says is taken as it comes. An invoice is decoded and compared w
 failed only if the wallet never tried it or shows it as failed; for all else `handlers.domain.evidence` decides.
 """
 
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
@@ -184,26 +186,34 @@ class NwcWallet:
         return self._incoming(incoming_of(reply.result))
 
     async def received(self, owner: SecretKey, since: int) -> list[Incoming]:
-        found: list[Incoming] = []
-        for page in range(MAX_PAGES):
-            params: dict[str, object] = {
-                "type": "incoming",
-                "from": since,
-                "limit": PAGE,
-                "offset": page * PAGE,
-            }
+        asked: dict[str, object] = {"type": "incoming", "from": since}
+        found = [incoming_of(tx) async for tx in self._listed(asked, owner) if tx is not None]
+        return [incoming for incoming in found if incoming.state is IncomingState.SETTLED]
+
+    async def _listed(
+        self, asked: Mapping[str, object], owner: SecretKey | None
+    ) -> AsyncGenerator[Mapping[str, object] | None, None]:
+        """A wallet's transactions, page by page; None at last when that was not everything.
+
+        Only an empty page is the end: wallets give fewer at a time than they were asked for. Some know no offset and
+        give the same page again.
+        """
+        offset, before = 0, list[object]()
+        for _ in range(MAX_PAGES):
+            params = {**asked, "limit": PAGE, "offset": offset}
             reply = await self._client.ask("list_transactions", params, owner)
             listed = (
-                reply.result.get("transactions")
-                if reply is not None and reply.result is not None
-                else None
+                reply.result.get("transactions") if reply is not None and reply.result else None
             )
-            if not isinstance(listed, list):
+            if listed == []:
+                return
+            if not isinstance(listed, list) or listed == before:
                 break
-            found += [incoming_of(tx) for tx in listed if isinstance(tx, dict)]
-            if len(listed) < PAGE:
-                break
-        return [incoming for incoming in found if incoming.state is IncomingState.SETTLED]
+            for transaction in listed:
+                if isinstance(transaction, dict):
+                    yield transaction
+            offset, before = offset + len(listed), listed
+        yield None
 
     @staticmethod
     def _incoming(found: Incoming) -> Incoming:
@@ -256,21 +266,14 @@ class NwcWallet:
         self, payment_hash: str, owner: SecretKey | None, since: int
     ) -> PayResult:
         """ABSENT only when the wallet listed everything since then, to the end."""
-        params: dict[str, object] = {"type": "outgoing", "unpaid": True, "limit": PAGE}
-        for page in range(MAX_PAGES):
-            asked = params | {"from": since - CLOCKS_DIFFER_S, "offset": page * PAGE}
-            reply = await self._client.ask("list_transactions", asked, owner)
-            listed = (
-                reply.result.get("transactions") if reply is not None and reply.result else None
-            )
-            if not isinstance(listed, list):
-                return PayResult(PayStatus.UNKNOWN)
-            for found in listed:
-                if isinstance(found, dict) and found.get("payment_hash") == payment_hash:
+        asked = {"type": "outgoing", "unpaid": True, "from": since - CLOCKS_DIFFER_S}
+        async with aclosing(self._listed(asked, owner)) as listed:
+            async for found in listed:
+                if found is None:
+                    return PayResult(PayStatus.UNKNOWN)
+                if found.get("payment_hash") == payment_hash:
                     return payment_of(found, Book.LIST)
-            if len(listed) < PAGE:
-                return PayResult(PayStatus.ABSENT, books=frozenset({Book.LIST}))
-        return PayResult(PayStatus.UNKNOWN)
+        return PayResult(PayStatus.ABSENT, books=frozenset({Book.LIST}))
 
     # -- what the wallet says by itself -------------------------------------------------------------
 
@@ -284,6 +287,9 @@ class NwcWallet:
             return
         told = open_notification_untrusted(self._uri.key, event)
         paid = payment_of(told.transaction, None) if told.kind == "payment_sent" else None
+        if paid is not None and paid.status is not PayStatus.SETTLED:
+            # "Sent", yet not settled: no book was asked, so that is only a reason to ask.
+            paid = PayResult(PayStatus.UNKNOWN)
         self._hint(Hint(payment_hash=told.payment_hash, paid=paid))
 
     def _hint(self, hint: Hint) -> None:

@@ -16,6 +16,7 @@ import trio
 
 from handlers import BY_NAME
 from handlers.context import Caller, Context
+from handlers.domain.lane import Room
 from handlers.errors import Code, Refusal, not_found, restricted, unavailable
 from handlers.params import parse_params, words_to_params
 from handlers.routes import Route
@@ -95,14 +96,14 @@ async def _outcome(
 async def _handle(ctx: Context, route: Route, caller: Caller, params: Any) -> Any | Refusal:
     if route.waits_for is None:
         return await route.handler(ctx, caller, params)
-    with ctx.slow_lanes[route.waits_for].enter(caller.pubkey) as fits:
-        if not fits:
-            who = f"the {route.waits_for.value} is asked for too much at this moment"
-            return Refusal(
-                Code.RATE_LIMITED,
-                f"{who}; wait for the answers to what you asked before, or retry",
-            )
-        return await route.handler(ctx, caller, params)
+    with ctx.slow_lanes.enter(route.waits_for, caller.pubkey) as room:
+        match room:
+            case Room.CALLER_FULL:
+                return Refusal(Code.RATE_LIMITED, room.value)
+            case Room.LANE_FULL:
+                return unavailable(room.value)
+            case Room.FITS:
+                return await route.handler(ctx, caller, params)
 
 
 def _typed(route: Route, given: Mapping[str, object] | Words) -> Any | Refusal:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.context import Caller, Context, Facts
+from handlers.domain.lifecycle import State
 from handlers.domain.pricing import MSAT_PER_SAT
 from handlers.errors import Code, Refusal, invalid
 from handlers.invoicing import invoice_result, mint, to_record
@@ -87,9 +88,14 @@ def _has_too_many(tx: Tx, facts: Facts, caller: str | None, row: Container) -> b
     """
     if caller is None:
         return False
-    most = facts.policy.max_open_invoices * (2 if caller == row.admin else 1)
+    most = _most_open(facts, row) * (2 if caller == row.admin else 1)
     open_now = [i for i in tx.invoices.list_open_of(row.pubkey) if i.expires_at > facts.now]
     return len(open_now) >= most
+
+
+def _most_open(facts: Facts, row: Container) -> int:
+    never_paid = row.state in (State.WAITING, State.EXPIRED)
+    return facts.policy.max_open_invoices_unpaid if never_paid else facts.policy.max_open_invoices
 
 
 def _make_room(tx: Tx, facts: Facts, row: Container) -> None:
@@ -99,7 +105,7 @@ def _make_room(tx: Tx, facts: Facts, row: Container) -> None:
         row.pubkey,
         CLOCKS_DIFFER_S + 1,
         facts.now + LONGEST_WAIT_S,
-        but_newest=facts.policy.max_open_invoices - 1,
+        but_newest=_most_open(facts, row) - 1,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from handlers.context import Caller, Context, Facts
 from handlers.domain.ledger import container_account, reserve_outgoing
-from handlers.domain.lifecycle import State
+from handlers.domain.lifecycle import Happening, State
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
 from handlers.domain.trial import Progress
 from handlers.duties.charge import charge_now
@@ -22,6 +22,7 @@ from handlers.params import BOLT11, PUBKEY, integer, param
 from handlers.ports import PayStatus
 from handlers.records import Container, Outgoing
 from handlers.tables import Tx
+from handlers.transitions import advance, covers_pause
 from nips.bolt11 import Invoice, decode_invoice_untrusted
 from nips.errors import BadInvoice
 
@@ -101,15 +102,19 @@ def _reserve(
     outgoing = _written_down(tx, facts, row, invoice, amount_msat)
     if isinstance(outgoing, Refusal):
         return outgoing
+    # Charging may have paused it: the row is read anew.
     row = tx.containers.find(pubkey) or row
-    tx.containers.save(replace(row, taken_out=_takes_its_place(tx, facts, row)))
+    _give_place_back(tx, facts, row)
     return row, outgoing
 
 
-def _takes_its_place(tx: Tx, facts: Facts, row: Container) -> bool:
-    """Whether what is left would not pay for as long as a pause may hold the place for nothing."""
-    grace_msat, _ = row.tariff.cost(row.units, facts.policy.grace_s * 1_000, 0)
-    return tx.ledger.balance(container_account(row.pubkey)) < grace_msat
+def _give_place_back(tx: Tx, facts: Facts, row: Container) -> None:
+    """Whoever takes his money out does not keep a place that others would pay for: not when a pause begins, and not in
+    one."""
+    row = replace(row, taken_out=not covers_pause(tx, facts, row))
+    tx.containers.save(row)
+    if row.taken_out and row.state is State.PAUSED:
+        advance(tx, facts, row, Happening.BALANCE_TAKEN)
 
 
 def _may_run_uncounted(facts: Facts, row: Container) -> bool:

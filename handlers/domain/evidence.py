@@ -21,8 +21,8 @@ class Book(Enum):
 
 @dataclass(frozen=True)
 class Witnesses:
-    """Books that show another outgoing payment of ours now. ``unsettled``: one that was seen there on its way, or
-    failed, so that such a book shows more than what went well."""
+    """Books that show another outgoing payment of ours now. ``unsettled``: one that was seen there on its way, so
+    that such a book shows more than what came to an end."""
 
     settled: frozenset[Book] = frozenset()
     unsettled: frozenset[Book] = frozenset()
@@ -38,8 +38,8 @@ def has_failed(
 ) -> bool:
     """Whether a payment that is ``absent_from`` these books can never be paid any more.
 
-    ``htlc_s``: how long a route may hold a payment. A book that was seen to show settled ones only cannot
-    show it meanwhile, so it is waited for.
+    ``htlc_s``: how long a route may hold a payment. A book that was not seen to show what is on its way may
+    leave it out meanwhile, so it is waited for.
     """
     if not is_over(valid_until, now):
         return False

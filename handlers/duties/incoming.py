@@ -7,8 +7,9 @@ question is what counts. Every credit is keyed by its payment hash, so a second 
 from dataclasses import replace
 
 from handlers.context import Context, Facts
-from handlers.domain.ledger import MAIN_WALLET, payment
+from handlers.domain.ledger import MAIN_WALLET, Entry, payment
 from handlers.domain.lifecycle import State
+from handlers.owned import known
 from handlers.patience import BATCH, CLOCKS_DIFFER_S, next_look_s
 from handlers.ports import Incoming, IncomingState
 from handlers.records import Container, InvoiceRecord, InvoiceState
@@ -36,7 +37,7 @@ async def look_up(ctx: Context, payment_hash: str) -> None:
     invoice = await ctx.store.read(lambda tx: tx.invoices.find(payment_hash))
     if invoice is None or invoice.state is InvoiceState.SETTLED:
         return
-    row = await ctx.store.read(lambda tx: tx.containers.find(invoice.container))
+    row = await ctx.store.read(known, invoice.container)
     owner = row.wallet_key if row is not None else None
     incoming = await ctx.wallet.look_up(payment_hash, owner)
     await ctx.store.write(_book, ctx.facts(), payment_hash, incoming)
@@ -54,7 +55,7 @@ async def look_up_wallets(ctx: Context) -> None:
 
 async def look_up_wallet_of(ctx: Context, container: str) -> None:
     """Per-container wallets receive money that we made no invoice for: credit that as well."""
-    row = await ctx.store.read(lambda tx: tx.containers.find(container))
+    row = await ctx.store.read(known, container)
     if row is None or row.wallet_key is None:
         return
     for incoming in await ctx.wallet.received(row.wallet_key, row.created_at):
@@ -78,15 +79,10 @@ def _book(tx: Tx, facts: Facts, payment_hash: str, incoming: Incoming) -> None:
         _credit(tx, facts, invoice, incoming)
         return
     answered = incoming.state is IncomingState.NOT_YET
-    tx.invoices.save(
-        replace(
-            invoice,
-            state=InvoiceState.CLOSED
-            if _is_over(facts, invoice, answered=answered)
-            else InvoiceState.OPEN,
-            answered_at=facts.now if answered else invoice.answered_at,
-        )
-    )
+    over = _is_over(facts, invoice, answered=answered)
+    state = InvoiceState.CLOSED if over else invoice.state
+    answered_at = facts.now if answered else invoice.answered_at
+    tx.invoices.save(replace(invoice, state=state, answered_at=answered_at))
 
 
 def _is_over(facts: Facts, invoice: InvoiceRecord, *, answered: bool) -> bool:
@@ -99,8 +95,7 @@ def _credit(tx: Tx, facts: Facts, invoice: InvoiceRecord, incoming: Incoming) ->
     tx.invoices.save(replace(invoice, state=InvoiceState.SETTLED))
     # The invoice's own amount is credited: a wallet may claim any other.
     entry = payment(invoice.payment_hash, invoice.container, invoice.wallet, invoice.amount_msat)
-    if tx.ledger.post(entry, facts.now):
-        paid(tx, facts, invoice.container)
+    _post(tx, facts, entry, invoice.container)
     if invoice.zap_request is not None:
         # Only promised: whatever the zap request turns out to be, the money is credited.
         paid_at = incoming.settled_at or facts.now
@@ -109,8 +104,14 @@ def _credit(tx: Tx, facts: Facts, invoice: InvoiceRecord, incoming: Incoming) ->
 
 def _book_direct(tx: Tx, facts: Facts, row: Container, incoming: Incoming) -> None:
     entry = payment(incoming.payment_hash, row.pubkey, row.wallet, incoming.amount_msat)
+    _post(tx, facts, entry, row.pubkey)
+
+
+def _post(tx: Tx, facts: Facts, entry: Entry, container: str) -> None:
     if tx.ledger.post(entry, facts.now):
-        paid(tx, facts, row.pubkey)
+        # In the archive nobody could ask for it.
+        tx.archive.bring_back(container)
+        paid(tx, facts, container)
 
 
 def _nudge_all(ctx: Context) -> None:

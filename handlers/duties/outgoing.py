@@ -16,6 +16,7 @@ from handlers.domain.ledger import (
     transfer,
 )
 from handlers.domain.pricing import sat_floor
+from handlers.owned import known
 from handlers.patience import BATCH, next_look_s
 from handlers.ports import PayResult, PayStatus
 from handlers.records import Outgoing, OutgoingState
@@ -71,7 +72,7 @@ async def look_up_of_wallet(ctx: Context, container: str) -> None:
 
 async def _ask(ctx: Context, outgoing: Outgoing) -> PayResult:
     container = outgoing.wallet.removeprefix("wallet:")
-    row = await ctx.store.read(lambda tx: tx.containers.find(container))
+    row = await ctx.store.read(known, container)
     return await ctx.wallet.look_up_payment(
         outgoing.payment_hash, row.wallet_key if row is not None else None, outgoing.created_at
     )
@@ -121,7 +122,8 @@ def book(tx: Tx, facts: Facts, payment_id: str, result: PayResult) -> None:
                 tx.ledger.post(_released(outgoing), facts.now)
             tx.outgoing.save(replace(outgoing, state=OutgoingState.FAILED))
             # The money is back: what was paused for lack of it may run again.
-            paid(tx, facts, outgoing.source.removeprefix("container:"))
+            source = outgoing.source.removeprefix("container:")
+            paid(tx, facts, source, "got the money of a failed withdrawal back")
         case OutgoingState.UNKNOWN, _:
             _tell_if_over(tx, facts, outgoing)
         case _:
@@ -147,7 +149,7 @@ def resolve(tx: Tx, facts: Facts, payment_id: str, result: PayResult) -> str:
 
 
 def _seen(tx: Tx, outgoing: Outgoing, result: PayResult) -> Outgoing:
-    """Remember that a book shows payments that are not settled: it may be a witness for others."""
+    """Remember that a book shows payments on their way: it may be a witness for others."""
     if outgoing.seen_unsettled or not result.is_seen_unsettled:
         return outgoing
     outgoing = replace(outgoing, seen_unsettled=True)

@@ -30,12 +30,12 @@ def _worth_it(tx: Tx, facts: Facts) -> list[tuple[Container, int]]:
     reserve = fee_reserve(tx, facts)
     found = []
     for row in tx.containers.list_in(tuple(State)):
-        if row.wallet == MAIN_WALLET or row.wallet in under_way or _failed_lately(tx, facts, row):
+        if row.wallet == MAIN_WALLET or row.wallet in under_way:
             continue
         # What the wallet holds, minus what is still the tenant's, minus room for the fee.
         earned = -tx.ledger.balance(row.wallet) - tx.ledger.balance(container_account(row.pubkey))
         amount_msat = sat_floor(earned - reserve.of(max(0, earned))) * MSAT_PER_SAT
-        if amount_msat >= facts.policy.sweep_msat:
+        if amount_msat >= facts.policy.sweep_msat and not _failed_lately(tx, facts, row):
             found.append((row, amount_msat))
     return found
 

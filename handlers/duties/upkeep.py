@@ -10,16 +10,47 @@ from handlers.transitions import advance
 KEEP_CLOSED_S = 30 * 24 * 3600
 # When the wallet stays silent for so long, a place is given back all the same.
 PATIENCE_S = 3_600
+# By so much a clock may be set right without anything following.
+STEP_S = 60
 ARCHIVED_AT_ONCE = 200
 _TIMED = [State.WAITING, State.PAUSED, State.SHELVED, State.EXPIRED, State.FAILED]
 
 
-async def upkeep(ctx: Context) -> None:
-    """Move every container whose time has come."""
-    if await ctx.store.write(_move_all, ctx.facts()):
-        ctx.nudge.reconcile()
-        ctx.nudge.announce()
-        ctx.nudge.outbox()
+class Upkeep:
+    """Remembers how far the wall clock and the boot clock were apart: who sets our clock a month ahead must not have
+    everybody's data deleted for that. While we are away nothing can be remembered."""
+
+    def __init__(self) -> None:
+        self._apart_s: int | None = None
+        self._seen_at = 0
+
+    async def once(self, ctx: Context) -> None:
+        """Move every container whose time has come."""
+        facts = ctx.facts()
+        await self._watch_clock(ctx, facts)
+        if await ctx.store.write(_move_all, facts):
+            ctx.nudge.reconcile()
+            ctx.nudge.announce()
+            ctx.nudge.outbox()
+
+    async def _watch_clock(self, ctx: Context, facts: Facts) -> None:
+        apart_s = facts.now - facts.boot_ms // 1_000
+        # Compared with where it was when something last followed: a clock may creep as well.
+        step_s = 0 if self._apart_s is None else apart_s - self._apart_s
+        if abs(step_s) > STEP_S:
+            await ctx.store.write(_follow_step, self._seen_at, facts.now, step_s)
+        if self._apart_s is None or abs(step_s) > STEP_S:
+            self._apart_s = apart_s
+        self._seen_at = facts.now
+
+
+def _follow_step(tx: Tx, before: int, now: int, step_s: int) -> None:
+    """What began before the step began as long ago as it did. What began after it has the new time already: behind a
+    step back the two are told apart only where a time lies ahead, and the rest is kept for longer."""
+    if step_s > 0:
+        tx.containers.shift_times(step_s, after=-1, until=before + STEP_S)
+    else:
+        tx.containers.shift_times(step_s, after=now, until=before + STEP_S)
 
 
 async def archive(ctx: Context) -> None:
@@ -29,7 +60,10 @@ async def archive(ctx: Context) -> None:
 
 def _archive(tx: Tx, facts: Facts) -> int:
     tx.invoices.prune(facts.now - KEEP_CLOSED_S)
-    return tx.containers.archive(facts.now - facts.policy.archive_after_s, ARCHIVED_AT_ONCE)
+    # Of a wallet of its own, what is worth a sweep must have been swept; less than twice as much may be left of it.
+    left_msat = 2 * facts.policy.sweep_msat
+    ended_before = facts.now - facts.policy.archive_after_s
+    return tx.archive.fill(ended_before, left_msat, ARCHIVED_AT_ONCE)
 
 
 def _move_all(tx: Tx, facts: Facts) -> int:

@@ -9,6 +9,7 @@ import pytest
 from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import State
 from handlers.errors import Code, Refusal
+from handlers.ports import CannotStart
 from handlers.transitions import held_units
 from handlers.zap import pay_callback
 from nips.keys import SecretKey
@@ -204,3 +205,95 @@ async def test_twenty_thousand_ended_rows_leave_and_are_not_felt(world):
     assert 100 == turns
     # Loosely: the ten turns of an empty server take about 0.1 s here.
     assert time.monotonic() - started < 5
+
+
+async def test_one_sat_does_not_make_a_withdrawal_forgotten(world):
+    """Pay, withdraw, pay a sat, pause: 50 units were held for an hour for 12 sat."""
+    pubkey = await world.deployed(units=50)
+    most = (await world.call("balance", pubkey=pubkey))["withdrawable_sat"]
+    await withdraw(world, pubkey, most)
+    topup = await world.call("topup", pubkey=pubkey, amount_sat=1)
+    world.wallet.settle(topup["invoice"]["payment_hash"])
+    await world.run(300, step_s=5)
+
+    assert State.SHELVED is (await world.row(pubkey)).state
+    assert 0 == await world.store.read(held_units)
+
+
+async def test_who_takes_his_money_out_while_paused_gives_his_place_back(world):
+    pubkey = await world.deployed(units=50)
+    await world.run(3_700, step_s=60)
+    assert State.PAUSED is (await world.row(pubkey)).state
+    topup = await world.call("topup", pubkey=pubkey, amount_sat=200)
+    world.wallet.settle(topup["invoice"]["payment_hash"])
+    await world.turn()
+    assert State.PAUSED is (await world.row(pubkey)).state
+    await withdraw(world, pubkey, 100)
+
+    assert State.SHELVED is (await world.row(pubkey)).state
+    assert 0 == await world.store.read(held_units)
+
+
+async def test_unpaid_places_cannot_ask_for_invoices_without_end(world):
+    """50 unpaid units with eighty invoices each: 4,000 to be asked about, 50 a second; others' came late."""
+    caller = SecretKey.generate().pubkey
+    pubkey = (await world.call("deploy", caller, docker=IMAGE, units=1))["pubkey"]
+    for who in (caller, SecretKey.generate().pubkey):
+        for _ in range(40):
+            await world.call("topup", who, pubkey=pubkey, amount_sat=1)
+    for _ in range(30):
+        assert "pr" in await pay_callback(world.ctx, pubkey, 1_000, None)
+
+    opened = await world.store.read(lambda tx: tx.invoices.list_open_of(pubkey))
+    assert 4 <= len(opened) <= 12
+
+
+async def test_an_unpaid_place_can_still_be_topped_up(world):
+    result = await world.call("deploy", docker=IMAGE, units=2)
+    for _ in range(2):
+        more = await world.call("topup", pubkey=result["pubkey"], amount_sat=4)
+        world.wallet.settle(more["invoice"]["payment_hash"])
+    await world.run(20)
+    more = await world.call("topup", pubkey=result["pubkey"], amount_sat=4)
+    world.wallet.settle(more["invoice"]["payment_hash"])
+    await world.turn()
+
+    assert State.DEPLOYED is (await world.row(result["pubkey"])).state
+
+
+async def test_what_cannot_run_keeps_no_ports(world):
+    """Eight ports each for two weeks, of images that never ran and whose money was taken out again."""
+    world.engine.problem = CannotStart("no such program", permanent=True)
+    pubkey = await world.deployed(amount_sat=1_000)
+    assert State.FAILED is (await world.row(pubkey)).state
+    assert set() == await world.store.read(lambda tx: tx.ports.taken())
+    world.engine.problem = None
+    await world.run(60)
+    await world.call("restart", pubkey=pubkey)
+    await world.turn()
+
+    row = await world.row(pubkey)
+    assert (State.DEPLOYED, 1, 2) == (row.state, len(row.ports), row.generation)
+    assert row.ports == world.engine.containers[pubkey]["spec"].ports
+
+
+async def test_ended_rows_with_a_balance_and_payments_that_are_unknown_are_not_felt(world):
+    """Each of the one was compared with each of the other: eleven seconds of every minute nobody was answered."""
+    await world.deployed()
+    fill(world.path, 6_000)
+    with closing(sqlite3.connect(world.path)) as db, db:
+        for number in range(6_000):
+            name = f"{number:064x}"
+            db.execute("INSERT INTO account VALUES (?, 5000)", (f"container:{name}",))
+            db.execute(
+                "INSERT INTO outgoing (payment_id, payment_hash, bolt11, source, wallet, amount_msat, fee_reserve_msat, "
+                "created_at, valid_until, state, next_look_at) VALUES (?, ?, '', 'container:x', 'wallet:main', 1, 0, 0, 0, "
+                "'unknown', 0)",
+                (name, name),
+            )
+    archive = next(loop for loop in world.loops if loop.name == "archive")
+    started = time.monotonic()
+    await archive.once(world.ctx)
+
+    # Loosely: 0.04 s here.
+    assert time.monotonic() - started < 2

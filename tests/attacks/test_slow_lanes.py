@@ -1,4 +1,4 @@
-"""Who makes us wait for a registry takes nobody's quote, top-up or withdrawal away."""
+"""Sixteen keys with four questions each at a registry that drips: who wants his money waits for none of them."""
 
 import pytest
 import trio
@@ -7,45 +7,55 @@ import trio.testing
 from bot.server.dispatch import Request, dispatch
 from bot.server.intake import MAX_REQUESTS_AT_ONCE
 from handlers.context import Caller
-from handlers.domain.lane import slow_lanes
-from handlers.errors import Refusal
+from handlers.domain.lane import WIDTHS, WaitsFor
+from handlers.errors import Code, Refusal
 from nips.keys import SecretKey
+from tests.attacks.test_paid_twice import stopped_with
 
 
 @pytest.fixture
-def dripping(world):
-    """Registries that never answer, but for one; as many wait for them as are let in."""
-    answer = world.registry.resolve
+async def dripping(world, nursery):
+    """A registry that never answers, and as many questions to it as fit."""
+    pubkey = await stopped_with(world, 1_000)
 
-    async def resolve(ref, caller=""):
-        if ref.host != "example.com":
-            await trio.sleep_forever()
-        return await answer(ref, caller)
+    async def drip(ref, caller=""):
+        await trio.sleep_forever()
 
-    world.registry.resolve = resolve
+    world.registry.resolve = drip
+    for _ in range(WIDTHS[WaitsFor.REGISTRY] // 4 + 4):
+        caller = SecretKey.generate().pubkey
+        for _ in range(4):
+            nursery.start_soon(
+                ask, world, caller, "quote", {"docker": "evil.example/x:1", "units": 1}
+            )
+    await trio.testing.wait_all_tasks_blocked()
+    yield pubkey
+    nursery.cancel_scope.cancel()
 
 
-async def ask(world, method, **params):
-    request = Request(Caller(SecretKey.generate().pubkey, False), method, params, "rpc")
+async def ask(world, caller, method, params):
+    request = Request(Caller(caller, public=False), method, params, "rpc")
     return (await dispatch(world.ctx, request)).outcome
 
 
-async def test_a_hundred_quotes_at_a_dripping_registry_stop_nobody(world, dripping):
-    """Ninety-six is what the line to the registries holds."""
-    pubkey = await world.deployed()
-    async with trio.open_nursery() as nursery:
-        for number in range(96):
-            slow = f"drip{number % 3}.example/app:1"
-            nursery.start_soon(lambda image=slow: ask(world, "quote", docker=image, units=1))
-        await trio.testing.wait_all_tasks_blocked()
-        topup = await ask(world, "topup", pubkey=pubkey, amount_sat=20)
-        quote = await ask(world, "quote", docker="example.com/app:1", units=1)
-        nursery.cancel_scope.cancel()
+async def test_money_goes_in_and_out_while_a_registry_drips(world, dripping):
+    invoice = world.wallet.mint("stranger", 500_000, None, 600)
+    world.wallet.invoices.pop(invoice.payment_hash)
+    params = {"pubkey": dripping, "invoice": invoice.bolt11}
+    out = await ask(world, world.admin, "withdraw", params)
 
-    assert not isinstance(topup, Refusal), topup
-    assert not isinstance(quote, Refusal), quote
+    assert not isinstance(out, Refusal), out
+    assert "settled" == out["state"]
+
+
+async def test_whose_fault_it_is_is_said(world, dripping):
+    out = await ask(world, world.admin, "quote", {"docker": "example.com/app:1", "units": 1})
+    assert (Code.UNAVAILABLE, "others' requests of this kind take long; retry in a moment") == (
+        out.code,
+        out.text,
+    )
 
 
 def test_all_lanes_together_leave_room_for_what_is_quick():
-    widths = sum(lane.at_once for lane in slow_lanes().values())
-    assert 0 < widths < MAX_REQUESTS_AT_ONCE
+    assert set(WaitsFor) == set(WIDTHS)
+    assert 0 < sum(WIDTHS.values()) < MAX_REQUESTS_AT_ONCE

@@ -398,9 +398,10 @@ async def test_a_failed_withdrawal_takes_nothing_and_its_invoice_is_never_tried_
 
 async def test_a_request_that_never_arrived_is_failed_only_when_its_invoice_is_over(world):
     pubkey = await world.deployed(amount_sat=100)
-    world.wallet.next_pay = PayStatus.FAILED
-    await withdrawal(world, pubkey, 1_000)
-    await world.turn()
+    world.wallet.next_pay = PayStatus.UNKNOWN
+    witness, _ = await withdrawal(world, pubkey, 1_000)
+    await world.run(2)
+    world.wallet.finish(witness.payment_hash, PayStatus.FAILED)
     world.wallet.next_pay = PayStatus.ABSENT
     await withdrawal(world, pubkey, 50_000)
     await world.run(600, step_s=60)

@@ -23,7 +23,7 @@ COLUMNS = ", ".join(f"container.{name}" for name in (*_SAME, *_BOOLS, *_LISTS, *
 
 
 class SqliteContainers:
-    """Tables ``container`` and ``archive``."""
+    """Table ``container``."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -45,6 +45,11 @@ class SqliteContainers:
     def save(self, container: Container) -> None:
         update(self._db, "container", _columns(container), "pubkey", container.pubkey)
 
+    def shift_times(self, by_s: int, *, after: int, until: int) -> None:
+        for column in ("state_since", "owed_since"):
+            sql = f"UPDATE container SET {column} = {column} + ? WHERE {column} > ? AND {column} <= ?"
+            self._db.execute(sql, (by_s, after, until))
+
     def count(self, states: Sequence[State]) -> Count:
         return self._count(f"state IN ({_marks(states)})", *(state.value for state in states))
 
@@ -55,33 +60,6 @@ class SqliteContainers:
         )
         where = f"admin = ? AND (state = 'waiting' OR (created_at >= ? AND {never_paid}))"
         return self._count(where, admin, since)
-
-    def archive(self, ended_before: int, limit: int) -> int:
-        # What was told of it must have been taken back, and nothing of it be on its way.
-        ended = (
-            "SELECT pubkey FROM container WHERE state = 'stopped' AND state_since < ? "
-            "AND EXISTS (SELECT 1 FROM announcement a WHERE a.container = pubkey AND a.event_id IS NULL "
-            "            AND a.revision = container.revision) "
-            "AND NOT EXISTS (SELECT 1 FROM outgoing o WHERE o.source = 'container:' || pubkey AND o.state = 'unknown') "
-            "AND NOT EXISTS (SELECT 1 FROM invoice i WHERE i.container = pubkey AND i.state = 'open') "
-            "AND coalesce((SELECT balance_msat FROM account WHERE name = 'container:' || pubkey), 0) < 1000 LIMIT ?"
-        )
-        pubkeys = [row[0] for row in self._db.execute(ended, (ended_before, limit))]
-        for pubkey in pubkeys:
-            self._archive_one(pubkey)
-        return len(pubkeys)
-
-    def _archive_one(self, pubkey: str) -> None:
-        # What was never paid leaves without a trace: whoever cares for it has lost nothing.
-        self._db.execute(
-            "INSERT INTO archive (pubkey, secret, admin, wallet, image, units, created_at, ended_at) "
-            "SELECT pubkey, secret, admin, wallet, image, units, created_at, state_since FROM container "
-            "WHERE pubkey = ? AND EXISTS (SELECT 1 FROM account WHERE name = 'container:' || pubkey)",
-            (pubkey,),
-        )
-        for table, column in (("meter", "container"), ("announcement", "container"), ("port", "container"),
-                              ("container", "pubkey")):  # fmt: skip
-            self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (pubkey,))
 
     def _count(self, where: str, *values: object) -> Count:
         sql = f"SELECT count(*), coalesce(sum(units), 0) FROM container WHERE {where}"

@@ -3,7 +3,8 @@
 import sqlite3
 from dataclasses import asdict
 
-from bot.adapters.store.rows import due_values, insert, is_due, number, plain, update
+from bot.adapters.store.rows import due_values, insert, is_due, plain, update
+from handlers.domain.fees import SMALL_MSAT, WorstFees
 from handlers.records import Outgoing, OutgoingState
 
 _COLUMNS = (
@@ -49,13 +50,15 @@ class SqlitePayments:
             # One invoice is tried at most once: a second one with its hash is refused by the index.
             insert(self._db, "outgoing", columns)
 
-    def worst_fee_ppm(self, floor_msat: int, since: int) -> int:
+    def worst_fees(self, floor_msat: int, since: int) -> WorstFees:
         # Rounded up: the next one of the same kind must be covered whole.
         sql = (
-            "SELECT coalesce(max((max(0, fees_msat - ?) * 1000000 + amount_msat - 1) / amount_msat), 0) "
+            "SELECT coalesce(max(fees_msat) FILTER (WHERE amount_msat < ?), 0), coalesce(max("
+            "(max(0, fees_msat - ?) * 1000000 + amount_msat - 1) / amount_msat) FILTER (WHERE amount_msat >= ?), 0) "
             "FROM outgoing WHERE state = 'settled' AND created_at >= ?"
         )
-        return number(self._db, sql, floor_msat, since)
+        values = (SMALL_MSAT, floor_msat, SMALL_MSAT, since)
+        return WorstFees(*self._db.execute(sql, values).fetchone())
 
     def _first(self, where: str, *values: object) -> Outgoing | None:
         found = self._list(where, *values)

@@ -12,6 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import trio
 
 from bot.adapters.store.announcements import SqliteAnnouncements
+from bot.adapters.store.archive import SqliteArchive
 from bot.adapters.store.containers import SqliteContainers
 from bot.adapters.store.invoices import SqliteInvoices
 from bot.adapters.store.ledger import SqliteLedger
@@ -33,6 +34,7 @@ class SqliteTx:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.containers = SqliteContainers(db)
+        self.archive = SqliteArchive(db)
         self.ports = SqlitePorts(db)
         self.quotes = SqliteQuotes(db)
         self.invoices = SqliteInvoices(db)

@@ -106,3 +106,5 @@ DROP TABLE outbox;
 ALTER TABLE new_outbox RENAME TO outbox;
 CREATE INDEX outbox_due ON outbox (next_at);
 CREATE INDEX outbox_subject ON outbox (subject) WHERE subject <> '';
+
+CREATE INDEX outgoing_sweeps ON outgoing (wallet, created_at) WHERE to_wallet IS NOT NULL;
