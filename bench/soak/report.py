@@ -35,7 +35,7 @@ def judge(scene: Scene, watch: Watch, books: Books) -> None:
 
 
 def _judge_life(scene: Scene, life: Sequence[Sample]) -> None:
-    """The first sample may fall into the start; the second is the baseline."""
+    """The second sample after the first answer is the baseline."""
     base, last = life[1], life[-1]
     where = f"the process that lived until {last.at_s:.0f} s"
     if last.rss_mib - base.rss_mib > MOST_RSS_MIB:
@@ -48,7 +48,7 @@ def _judge_life(scene: Scene, life: Sequence[Sample]) -> None:
 
 def _judge_files(scene: Scene, watch: Watch, books: Books) -> None:
     quiet, entries = watch.samples[-1], books.figures()["ledger entries"]
-    base = watch.lives()[-1][1]
+    base = watch.lives()[-1][min(1, len(watch.lives()[-1]) - 1)]
     if quiet.fds - base.fds > MOST_QUIET_FDS:
         scene.tally.violated(
             f"when all is quiet, {quiet.fds - base.fds} more descriptors than at its start"

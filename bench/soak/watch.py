@@ -93,7 +93,9 @@ class Watch:
             self.descriptors[kind.replace(str(self.folder), "")] += 1
 
     def sample(self) -> None:
-        """One look, if the server is up this moment."""
+        """One look, if the server is up this moment: what it is while it starts is no baseline."""
+        if self.scene.outages.is_open:
+            return
         try:
             found = [(_rss_kib(pid), pid) for pid in _pids(self._server)]
             rss_kib, pid = max(found, default=(0, 0))
