@@ -51,12 +51,12 @@ def short(seed: int) -> Plan:
     """For a test: two kills, and an end that waits for no invoice of a minute."""
     return Plan(
         seed,
-        load_s=40,
-        kill_every_s=14,
+        load_s=30,
+        kill_every_s=11,
         wallet_kill_every=2,
         sample_every_s=2,
         tenants=4,
         withdrawal_s=4,
         quiet_s=120,
-        invoice_valid_s=20,
+        invoice_valid_s=10,
     )
