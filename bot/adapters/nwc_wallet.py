@@ -38,6 +38,8 @@ from nips.nip47 import WalletCode, WalletReply, WalletUri, open_notification_unt
 
 log = structlog.get_logger()
 PAGE, MAX_PAGES = 20, 25
+OWN_INVOICE_S = 600
+OWN_INVOICE_S = 600
 # A payment may be listed as made a little before we wrote it down: clocks differ.
 CLOCKS_DIFFER_S = 600
 _NETWORKS = {"mainnet": "bc", "bitcoin": "bc", "testnet": "tb", "signet": "tbs", "regtest": "bcrt"}
@@ -131,9 +133,9 @@ class NwcWallet:
         return self._minted(reply, wanted.amount_msat, wanted.description_hash)
 
     async def make_own_invoice(self, amount_msat: int, memo: str) -> Minted | WalletProblem:
-        reply = await self._client.ask(
-            "make_invoice", {"amount": amount_msat, "description": memo}
-        )
+        # An expiry of ours: a request that got lost is waited for as long as its invoice lives.
+        params = {"amount": amount_msat, "description": memo, "expiry": OWN_INVOICE_S}
+        reply = await self._client.ask("make_invoice", params)
         return self._minted(reply, amount_msat, None)
 
     async def _admit(self, container: str) -> None:
