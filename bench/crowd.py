@@ -19,7 +19,7 @@ from handlers.ports import ContainerSpec
 from handlers.records import PublishedPort
 from nips.keys import SecretKey
 
-SIZES, ROUNDS = (1, 50, 200), 9
+SIZES, ROUNDS = (1, 50, 200), 7
 
 
 async def one(engine: DockerEngine, image: str, port: int) -> tuple[str, float]:

@@ -129,7 +129,7 @@ class ContainersConfig:
     It must be reachable from containers' bridges; who is no container of ours is refused there.
     """
 
-    host: str = "0.0.0.0"  # noqa: S104 - each container has a bridge of its own
+    host: str = "0.0.0.0"  # noqa: S104 - who asks is known by his address and a token
     port: int = 0
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 from contextlib import closing
@@ -153,7 +155,14 @@ class RealGround:
     registry: str
     engine_address: str
     folder: str
-    dockerd_pid: int
+
+    @property
+    def dockerd_pid(self):
+        """Whoever listens at the socket now: it may have been started anew."""
+        with socket.socket(socket.AF_UNIX) as knock:
+            knock.connect(self.socket)
+            credentials = knock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return struct.unpack("=iII", credentials)[0]
 
 
 @pytest.fixture(scope="session")

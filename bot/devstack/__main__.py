@@ -50,7 +50,6 @@ async def _ground() -> int:
             "registry": on.registry_host,
             "engine_address": place.engine_address,
             "folder": str(place.folder),
-            "dockerd_pid": on.supervisor.pid("dockerd"),
         }
         print(json.dumps(told), flush=True)
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)

@@ -124,7 +124,7 @@ class Lab:
             f'state = "{at}/enclave"\npackets = "unix:{at}/packets.sock"\n{found}'
             f'control = "unix:{at}/control.sock"\nlocal = "unix:{at}/local.sock"\n'
             f'raw_listen = "unix:{at}/in.sock"\nraw_peer = "unix:{at}/out.sock"\n'
-            f'{plane}[inside]\ncontainers = ["10.200.0.0/16"]\n{more}{asked}'
+            f'{plane}[inside]\ncontainers = ["10.200.0.0/16", "10.201.0.0/22"]\n{more}{asked}'
         )
 
     def start(self, *ends):
