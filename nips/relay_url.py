@@ -49,8 +49,3 @@ def normal_url(text: str) -> str:
         place += f":{port}"
     path = "" if parts.path == "/" else parts.path
     return urlunsplit((parts.scheme, place, path, parts.query, ""))
-
-
-def same_relay(one: str, other: str) -> bool:
-    """Whether two spellings name one relay."""
-    return normal_url(one) == normal_url(other)

@@ -242,28 +242,25 @@ async def unpaid_deploys(target: Target) -> None:
 
 async def idle_websockets(target: Target) -> None:
     """All that some addresses are given, and more; none says a word."""
-    async with AsyncExitStack() as stack:
-        for _ in range(6):
-            source = target.source()
-            for _ in range(80):
-                stream = await open_tcp(target.relay_port, source)
-                stack.push_async_callback(trio.aclose_forcefully, stream)
-                with suppress(trio.BrokenResourceError):
-                    await stream.send_all(SHAKE)
-                    target.counts["idle websockets"] += 1
-        await trio.sleep_forever()
+    await _hold(target, "idle websockets", target.relay_port, SHAKE, 80)
 
 
 async def half_http_requests(target: Target) -> None:
+    half = b"GET /.well-known/lnurlp/x HTTP/1.1\r\nHost: a\r\nX: "
+    await _hold(target, "half http requests", target.http_port, half, 60)
+
+
+async def _hold(target: Target, name: str, port: int, opening: bytes, each: int) -> None:
+    """From six addresses so many connections each, kept open after their first words."""
     async with AsyncExitStack() as stack:
         for _ in range(6):
             source = target.source()
-            for _ in range(60):
-                stream = await open_tcp(target.http_port, source)
+            for _ in range(each):
+                stream = await open_tcp(port, source)
                 stack.push_async_callback(trio.aclose_forcefully, stream)
                 with suppress(trio.BrokenResourceError):
-                    await stream.send_all(b"GET /.well-known/lnurlp/x HTTP/1.1\r\nHost: a\r\nX: ")
-                    target.counts["half http requests"] += 1
+                    await stream.send_all(opening)
+                    target.counts[name] += 1
         await trio.sleep_forever()
 
 

@@ -10,7 +10,7 @@ from handlers.context import Context, Facts
 from handlers.domain.ledger import MAIN_WALLET, Entry, payment
 from handlers.domain.lifecycle import State
 from handlers.owned import known
-from handlers.patience import BATCH, CLOCKS_DIFFER_S, next_look_s
+from handlers.patience import CLOCKS_DIFFER_S, claim
 from handlers.ports import Incoming, IncomingState
 from handlers.records import Container, InvoiceRecord, InvoiceState
 from handlers.tables import Tx
@@ -24,12 +24,7 @@ async def look_up_invoices(ctx: Context) -> None:
 
 
 def _claim(tx: Tx, now: int) -> list[str]:
-    """Each is put off at once, so that one that fails cannot block others."""
-    due = tx.invoices.list_due(now, BATCH)
-    for invoice in due:
-        wait_s = next_look_s(now - invoice.created_at)
-        tx.invoices.save(replace(invoice, next_look_at=now + wait_s))
-    return [invoice.payment_hash for invoice in due]
+    return [invoice.payment_hash for invoice in claim(tx.invoices, now)]
 
 
 async def look_up(ctx: Context, payment_hash: str) -> None:

@@ -17,7 +17,7 @@ from handlers.domain.ledger import (
 )
 from handlers.domain.pricing import sat_floor
 from handlers.owned import known
-from handlers.patience import BATCH, next_look_s
+from handlers.patience import claim
 from handlers.ports import PayResult, PayStatus
 from handlers.records import Outgoing, OutgoingState
 from handlers.tables import Tx
@@ -31,12 +31,7 @@ async def look_up_payments(ctx: Context) -> None:
 
 
 def _claim(tx: Tx, now: int) -> list[str]:
-    """Each is put off at once, so that one that fails cannot block others."""
-    due = tx.outgoing.list_due(now, BATCH)
-    for outgoing in due:
-        wait_s = next_look_s(now - outgoing.created_at)
-        tx.outgoing.save(replace(outgoing, next_look_at=now + wait_s))
-    return [outgoing.payment_id for outgoing in due]
+    return [outgoing.payment_id for outgoing in claim(tx.outgoing, now)]
 
 
 async def look_up(ctx: Context, payment_id: str) -> None:
