@@ -44,7 +44,11 @@ class Plan:
 
 
 # So small that floods reach the bounds within minutes.
-RELAY_LIMITS = {"max_stored_events": 5_000, "max_stored_bytes": 16 << 20}
+RELAY_LIMITS = {
+    "max_stored_events": 5_000,
+    "max_stored_bytes": 16 << 20,
+    "max_own_bytes": 8 << 20,
+}
 
 
 def short(seed: int) -> Plan:

@@ -18,6 +18,8 @@ from nips.event import Event
 VERSION = 1
 # What an event and each of its tags in the index take up in the file beside the event's own text.
 EVENT_BYTES, TAG_BYTES = 600, 120
+# To which its log is cut back.
+LOG_BYTES = 8 << 20
 
 
 class Budget(IntEnum):
@@ -115,7 +117,7 @@ def open_tables(path: Path, max_bytes: int) -> tuple[sqlite3.Connection, list[by
     db.execute("PRAGMA journal_mode = WAL")
     # Events can be fetched again from other relays: losing the last ones with the machine is fine.
     db.execute("PRAGMA synchronous = NORMAL")
-    db.execute(f"PRAGMA journal_size_limit = {8 << 20}")
+    db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
     db.execute("PRAGMA cache_size = -4000")
     (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
     db.execute(f"PRAGMA max_page_count = {max_bytes // page_bytes}")
