@@ -47,7 +47,7 @@ class Plan:
 RELAY_LIMITS = {
     "max_stored_events": 5_000,
     "max_stored_bytes": 16 << 20,
-    "max_own_bytes": 8 << 20,
+    "max_own_bytes": 24 << 20,
 }
 
 
