@@ -51,10 +51,10 @@ class EscrowClient:
         reply = await self._call(service, key, "get", get_params(document, self.credentials))
         return read_get_reply(reply) if reply is not None else GetReply(Got.SILENT)
 
-    async def set(self, service: Service, data: str) -> bool:
-        """Whether the service took it. Callers must have looked at what it holds before."""
+    async def set(self, service: Service, data: str, *, expected: str | None = None) -> bool:
+        """Whether the service took it. Callers must have looked at what it holds before: ``expected``, "" for nothing."""
         key, document = await self._session()
-        params = set_params(document, self.credentials, self.policy, data)
+        params = set_params(document, self.credentials, self.policy, data, expected)
         reply = await self._call(service, key, "set", params)
         return reply is not None and is_ok(reply)
 

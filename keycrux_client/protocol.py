@@ -5,6 +5,7 @@ request; ``get`` answers the data or the error ``Not found``; ``set`` answers ``
 """
 
 import base64
+import hashlib
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -59,17 +60,31 @@ def get_params(document: bytes, credentials: Credentials) -> dict[str, object]:
 
 
 def set_params(
-    document: bytes, credentials: Credentials, policy: EscrowPolicy, data: str
+    document: bytes,
+    credentials: Credentials,
+    policy: EscrowPolicy,
+    data: str,
+    expected: str | None = None,
 ) -> dict[str, object]:
-    """Parameters of ``set``. There is no way to set without a policy. Raises `ValueError`."""
+    """Parameters of ``set``. There is no way to set without a policy. Raises `ValueError`.
+
+    ``expected``, an extension of ours: what the service is believed to hold ("" for nothing), by its hash. One that
+    holds something else by now refuses; services that do not know of it store whatever is asked.
+    """
     if not 0 < len(data) < MAX_DATA:
         raise ValueError(f"data has 1 to {MAX_DATA - 1} characters")
-    return {
+    compared = {} if expected is None else {"expected": held_digest(expected)}
+    return compared | {
         "attestation": _base64(document),
         "data": data,
         "policy": policy.as_dict(),
         "input": credentials.as_dict(),
     }
+
+
+def held_digest(data: str) -> str:
+    """How ``expected`` names a value: SHA-256 in hex, "" for none."""
+    return hashlib.sha256(data.encode()).hexdigest() if data else ""
 
 
 class Got(Enum):

@@ -98,6 +98,10 @@ def decide(backup: Backup, escrow: Escrow, *, forget_state: bool = False) -> Dec
 def _with_backup(escrow: Escrow) -> Decision:
     opening = [(c, c.opened) for c in escrow.candidates if c.opened is not None]
     if not opening:
+        known = [c.newest for c in escrow.candidates if c.newest is not None]
+        if known:
+            text = f"escrow knows of number {max(known).number}, which is not handed to us"
+            return Halt(f"{text}: an old state, or another one's, is all there is", retry=True)
         held = "hold none for this code" if escrow.held == 0 else "hold none that opens the backup"
         return Halt(f"the escrow services that answer {held}", retry=True)
     candidate, head = max(opening, key=lambda pair: pair[1])

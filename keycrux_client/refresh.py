@@ -19,7 +19,7 @@ from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Service
 from keycrux_client.protocol import LIFE_S, GetReply, Got
 from keycrux_client.recovery import stored_in
-from keycrux_client.shares import MEMBERS, DiskKey, Head, Split, Stored, encode, gather, to_store
+from keycrux_client.shares import DiskKey, Head, Split, Stored, encode, gather, to_store
 
 EVERY_S = 600
 # Until the key is safe somewhere, try sooner.
@@ -50,7 +50,7 @@ class Refreshed:
 class Keeper:
     """Stores one key, with the head of our state, at all services that are believed.
 
-    ``forget``: the operator gave up whatever services hold for us.
+    ``holders``: who had which part before. ``forget``: the operator gave up whatever services hold for us.
     """
 
     def __init__(
@@ -60,24 +60,55 @@ class Keeper:
         key: DiskKey,
         split: Split,
         head: Head,
+        holders: Mapping[str, tuple[int, int]] | None = None,
         *,
         forget: bool = False,
     ) -> None:
         self._client, self._find_services = client, find_services
         self._key, self._split, self._head, self._forget = key, split, head, forget
         # Who has which part, and when we last heard of that; one that is silent now may still have its.
-        self._indices: dict[str, tuple[int, int]] = {}
+        self._indices: dict[str, tuple[int, int]] = dict(holders or {})
+        self._services: tuple[Service, ...] = ()
+        # Two that store at once would take each other for somebody else.
+        self._storing = trio.Lock()
+
+    @property
+    def head(self) -> Head:
+        """What is stored with the key from now on."""
+        return self._head
+
+    @property
+    def holders(self) -> dict[str, tuple[int, int]]:
+        """Service → the part it has, and when it was last heard of: for the next life, which must not give a part to
+        a second one."""
+        return dict(self._indices)
 
     async def refresh(self) -> Refreshed:
         """Once, to every service that is found and answers."""
-        services = (await self._find_services()).services
+        self._services = (await self._find_services()).services
+        return await self._store_at(self._services)
+
+    async def anchor(self, head: Head) -> Refreshed:
+        """Store a newer head, at the services that were found last: this must be quick. Without ``is_safe`` it is not
+        anchored; ``ahead`` names services that hold a head of another one of us."""
+        async with self._storing:
+            if self._head.is_behind(head):
+                self._head = head
+        return await (self._store_at(self._services) if self._services else self.refresh())
+
+    async def _store_at(self, services: Sequence[Service]) -> Refreshed:
+        async with self._storing:
+            return await self._store_all(services)
+
+    async def _store_all(self, services: Sequence[Service]) -> Refreshed:
         replies = await self._client.get_all(services)
         held = {s: stored_in(reply) for s, reply in replies.items()}
         answering = [s for s in services if replies[s].got is not Got.SILENT]
         foreign = [s for s in answering if not self._may_replace(replies[s], held[s])]
         wanted = self._wanted([s for s in answering if s not in foreign], held)
         before = dict(held)
-        confirmed = await self._store(wanted, held)
+        texts = {s: replies[s].data for s in answering}
+        confirmed = await self._store(wanted, held, texts)
         if confirmed:
             # Given up once is given up: from now on the rule holds without exception.
             self._forget = False
@@ -99,7 +130,7 @@ class Keeper:
         if value is None or not self._is_ours(value):
             return False
         # Written with our key, and ahead of us or beside us: another one of us is running.
-        return value.head == self._head or value.head.number < self._head.number
+        return value.head == self._head or value.head.is_behind(self._head)
 
     def _is_ours(self, value: Stored | None) -> bool:
         return value is not None and value.is_authentic(self._key)
@@ -128,17 +159,20 @@ class Keeper:
             kept = value.index
         if kept is not None and kept not in taken:
             return kept
-        return next((index for index in range(MEMBERS) if index not in taken), None)
+        return next((index for index in range(len(self._split.parts)) if index not in taken), None)
 
     async def _store(
-        self, wanted: Mapping[Service, Stored], held: dict[Service, Stored | None]
+        self,
+        wanted: Mapping[Service, Stored],
+        held: dict[Service, Stored | None],
+        held_text: Mapping[Service, str],
     ) -> list[Service]:
         """Where nothing is lost by it at the same time, the rest one by one; those that confirm."""
         confirmed: list[Service] = []
 
         async def store(service: Service) -> None:
             text = encode(wanted[service])
-            took = await self._client.set(service, text)
+            took = await self._client.set(service, text, expected=held_text.get(service))
             if took and (await self._client.get(service)).data == text:
                 held[service] = wanted[service]
                 confirmed.append(service)

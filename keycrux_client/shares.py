@@ -22,10 +22,10 @@ from shamir_mnemonic.share import Share
 
 from nips.errors import BadInput
 
-VERSION = 1
+VERSION = 2
 KEY_BYTES = 32
-# SLIP-39 has at most 16 members in a group; all are made at once.
-MEMBERS = 16
+# SLIP-39 has at most 16 members in a group; an odd number of them, so that any two majorities have one in common.
+MEMBERS = 15
 MAX_TRIES = 64
 
 
@@ -35,10 +35,19 @@ class BadStored(BadInput):
 
 @dataclass(frozen=True, order=True)
 class Head:
-    """The newest state that was written: its number, and the hash of its bytes (hex)."""
+    """The newest state that was written: which boot wrote it, its number, and the hash of its bytes (hex).
 
+    The epoch goes up with every boot, the number with every state; so of two that run at once the one that booted
+    later is ahead, whatever the other wrote since.
+    """
+
+    epoch: int
     number: int
     digest: str
+
+    def is_behind(self, other: "Head") -> bool:
+        """Whether the other one was written later."""
+        return (self.epoch, self.number) < (other.epoch, other.number)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,11 @@ class DiskKey:
 
 @dataclass(frozen=True)
 class Split:
-    """How a key is shared: ``parts`` has one whole copy (hex) when the threshold is 1, else `MEMBERS` shares."""
+    """How a key is shared: ``parts`` has one whole copy (hex) when the threshold k is 1, else 2k - 1 shares.
+
+    There are no more, so that of any two groups that could give the key somebody is in both: with fewer in common, two
+    of us could each have a majority behind them, and two states.
+    """
 
     set_id: str
     threshold: int
@@ -96,13 +109,13 @@ def threshold_for(services: int) -> int:
 
 
 def make_split(key: DiskKey, services: int) -> Split:
-    """For a key that so many services will keep; more may join, up to `MEMBERS`."""
+    """For a key that so many services will keep, up to `MEMBERS`."""
     threshold, set_id = threshold_for(services), secrets.token_hex(8)
     if threshold == 1:
         return Split(set_id, 1, (key.secret.hex(),))
     # The passphrase of SLIP-39 is not used: the shares are the secret.
     (parts,) = shamir_mnemonic.generate_mnemonics(
-        1, [(threshold, MEMBERS)], key.secret, iteration_exponent=0
+        1, [(threshold, 2 * threshold - 1)], key.secret, iteration_exponent=0
     )
     return Split(set_id, threshold, tuple(parts))
 
@@ -115,7 +128,7 @@ def to_store(key: DiskKey, split: Split, index: int, head: Head) -> Stored:
 
 def _mac(key: DiskKey, value: Stored) -> str:
     written = orjson.dumps(
-        [VERSION, value.head.number, value.head.digest, value.threshold, value.set_id,
+        [VERSION, value.head.epoch, value.head.number, value.head.digest, value.threshold, value.set_id,
          value.index, value.secret]
     )  # fmt: skip
     return hmac.new(key.secret, b"enclaved escrow value" + written, hashlib.sha256).hexdigest()
@@ -126,6 +139,7 @@ def encode(value: Stored) -> str:
     return orjson.dumps(
         {
             "v": VERSION,
+            "e": value.head.epoch,
             "n": value.head.number,
             "hash": value.head.digest,
             "k": value.threshold,
@@ -145,17 +159,17 @@ def decode_untrusted(text: str) -> Stored:
         raise BadStored("a stored value is not JSON") from None
     match value:
         case {
-            "v": 1, "n": int(n), "hash": str(digest), "k": int(k), "set": str(set_id), "i": int(index),
+            "v": 2, "e": int(e), "n": int(n), "hash": str(digest), "k": int(k), "set": str(set_id), "i": int(index),
             "secret": str(secret), "mac": str(mac),
         }:  # fmt: skip
             pass
         case _:
             raise BadStored("a stored value has another shape or version")
-    if isinstance(n, bool) or not 0 <= n < 2**53 or len(digest) > 128:
-        raise BadStored("a stored value has no number or hash")
+    if not all(type(each) is int and 0 <= each < 2**53 for each in (e, n)) or len(digest) > 128:
+        raise BadStored("a stored value has no epoch, number or hash")
     if not 1 <= k <= MEMBERS or not 0 <= index < MEMBERS or not 0 < len(set_id) <= 64:
         raise BadStored("a stored value has no threshold, set or index")
-    return Stored(Head(n, digest), k, set_id, index, secret, mac)
+    return Stored(Head(e, n, digest), k, set_id, index, secret, mac)
 
 
 def gather(stored: Sequence[Stored]) -> list[Gathered]:

@@ -1,30 +1,39 @@
 """Gets our identity back through key escrow, or makes one and puts its key there. Halts when unsure.
 
-The order of writes, so that a crash between any two of them loses nothing:
+Escrow names the newest state by its hash; the keeper is asked for exactly that. The order of writes, so that a crash
+between any two of them loses nothing:
 
-- restored: the backup is sealed again under a higher number, then escrow learns that number, then we go on;
-- fresh: the backup is written aside, escrow gets the key, the backup takes its name, then we go on. What
-  lies aside counts as the backup if escrow has its key; if not, nobody was served by it.
+- restored: a checkpoint of a new epoch is put, then escrow learns of it, then we go on. Whoever else runs on the same
+  state finds at his next anchor that he was overtaken;
+- fresh: a first checkpoint is put, escrow gets the key, the keeper is told that there is a backup, then we go on. A
+  checkpoint without that word counts if escrow has its key; if not, nobody was served by it.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import structlog
 import trio
 
-from bot.boot.identity import read_bounded, write_whole
-from bot.boot.sealed import MAX_BYTES, BadSeal, Sealed, digest_of, seal, unseal_untrusted
+from bot.boot.secret import Holders, Secret, decode_secret, encode_secret
+from bot.checkpoint.blobs import Blobs, BlobsFailed, is_manifest_name
+from bot.checkpoint.manifest import Manifest
+from bot.checkpoint.restore import read_manifest, read_state
+from bot.checkpoint.saver import Saver
+from bot.checkpoint.seal import BadCheckpoint, Sealer
 from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered
-from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, sum_up
+from keycrux_client.protocol import GetReply
+from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, stored_in, sum_up
 from keycrux_client.refresh import Keeper, Refreshed
-from keycrux_client.shares import DiskKey, Head, Split, make_split
+from keycrux_client.shares import DiskKey, Head, Split, gather, make_split, threshold_for
 from nips.keys import SecretKey
 
 log = structlog.get_logger()
 RETRY_FIRST_S, RETRY_MOST_S = 0.5, 5.0
+BACKUP, MOST_BACKUP_BYTES = "backup", 100
+# With fewer there are whole copies of the key, and no two groups that must have one in common.
+LEAST_FOR_FENCE = 3
 
 
 class Halted(Exception):
@@ -33,103 +42,160 @@ class Halted(Exception):
 
 @dataclass(frozen=True)
 class Unlocked:
-    """Our identity, and who keeps its key alive."""
+    """Who we are, who keeps our key alive, and what further checkpoints are made upon."""
 
-    identity: SecretKey
+    secret: Secret
     keeper: Keeper
+    sealer: Sealer
+    saver: Saver
+
+    @property
+    def identity(self) -> SecretKey:
+        return self.secret.identity
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one look at the keeper and escrow showed. ``manifests``: by the keys that open them."""
+
+    backup: Backup
+    was_begun: bool
+    manifests: dict[DiskKey, tuple[Manifest, Head]]
 
 
 @dataclass(frozen=True)
 class Unlocker:
-    """One boot. ``path``: the backup as the parent hands it over, and where the next one goes.
-    ``services``: how many must be there before an identity is made."""
+    """One boot. ``services``: how many must be there before an identity is made."""
 
     client: EscrowClient
     find_services: Callable[[], Awaitable[Discovered]]
-    path: Path
+    blobs: Blobs
     services: int
     halt_after_s: float
     forget_state: bool = False
 
-    @property
-    def _aside(self) -> Path:
-        return self.path.with_name(self.path.name + ".fresh")
-
     async def unlock(self) -> Unlocked:
         """Raises `Halted`."""
-        backup, raw = _read_backup(self.path, self._aside)
-        decision, heard = await self._decide(backup, raw)
+        decision, seen, heard = await self._decide()
         match decision:
             case Restore():
-                return await self._restore(decision, raw, heard)
+                return await self._restore(decision, seen, heard)
             case CreateFresh():
                 return await self._create(heard, forgetting=decision.forgetting)
             case Halt():
                 raise Halted(decision.reason)
 
-    async def _decide(
-        self, backup: Backup, raw: bytes
-    ) -> tuple[Restore | CreateFresh | Halt, int]:
+    async def _decide(self) -> tuple[Restore | CreateFresh | Halt, _Seen, int]:
         """Asked again and again, while another answer is possible; and how many services answer."""
         decision: Restore | CreateFresh | Halt = Halt("escrow was not asked yet", retry=True)
-        waits, heard = _waits(), 0
+        waits, seen, heard = _waits(), _Seen(Backup.UNKNOWN, False, {}), 0
         with trio.move_on_after(self.halt_after_s):
             while True:
-                decision, heard = await self._decide_once(backup, raw)
+                decision, seen, heard = await self._decide_once()
                 if not isinstance(decision, Halt) or not decision.retry:
                     break
                 wait_s = next(waits)
                 log.warning("halted", reason=decision.reason, retry_s=wait_s)
                 await trio.sleep(wait_s)
-        log.info("escrow", backup=backup.value, decision=type(decision).__name__, services=heard)
-        return decision, heard
+        log.info(
+            "escrow", backup=seen.backup.value, decision=type(decision).__name__, services=heard
+        )
+        return decision, seen, heard
 
-    async def _decide_once(
-        self, backup: Backup, raw: bytes
-    ) -> tuple[Restore | CreateFresh | Halt, int]:
+    async def _decide_once(self) -> tuple[Restore | CreateFresh | Halt, _Seen, int]:
         found = await self.find_services()
-        replies = await self.client.get_all(found.services)
+        replies = [*(await self.client.get_all(found.services)).values()]
         unheard = len(found.silent) + max(0, self.services - len(found.services))
-        escrow = sum_up([*replies.values()], lambda key: _open(key, raw), unheard=unheard)
-        if backup is Backup.ABSENT and any(c.opened for c in escrow.candidates):
-            # A first start that got as far as escrow: what it wrote aside is the backup.
-            backup = Backup.PRESENT
+        seen = await self._look(replies)
+        opened = {key: head for key, (_, head) in seen.manifests.items()}
+        escrow = sum_up(replies, opened.get, unheard=unheard)
+        # A first start that got as far as escrow: what it put is the backup.
+        backup = Backup.PRESENT if seen.manifests else seen.backup
         decision = decide(backup, escrow, forget_state=self.forget_state)
-        if isinstance(decision, Halt) and backup is Backup.ABSENT and raw:
+        if isinstance(decision, Halt) and backup is Backup.ABSENT and seen.was_begun:
             told = "a first start was interrupted, and nobody was served by it; "
             decision = replace(decision, reason=told + decision.reason)
-        return decision, escrow.answered
+        return decision, replace(seen, backup=backup), escrow.answered
 
-    async def _restore(self, decision: Restore, raw: bytes, heard: int) -> Unlocked:
-        inside, head = unseal_untrusted(decision.key, raw)
-        split = inside.split
-        if split.threshold == 1 and heard >= 3:
-            # Enough services have come for none of them to know the key.
-            split = make_split(decision.key, heard)
-        again = Sealed(inside.identity, split, head.number + 1)
-        sealed = seal(decision.key, again)
-        write_whole(self.path, sealed)
-        keeper = self._keeper(decision.key, split, sealed, again.number)
-        await self._make_safe(keeper)
-        return Unlocked(inside.identity, keeper)
+    async def _look(self, replies: list[GetReply]) -> _Seen:
+        try:
+            claimed = await self.blobs.get(BACKUP, MOST_BACKUP_BYTES) is not None
+            was_begun = any(map(is_manifest_name, await self.blobs.names()))
+            values = [value for reply in replies if (value := stored_in(reply)) is not None]
+            manifests = {
+                found.key: (manifest, found.newest)
+                for found in gather(values)
+                if found.newest is not None
+                and (manifest := await self._manifest(found.key, found.newest)) is not None
+            }
+        except BlobsFailed as error:
+            log.warning("the keeper of our backup does not answer", reason=str(error))
+            return _Seen(Backup.UNKNOWN, False, {})
+        return _Seen(Backup.PRESENT if claimed else Backup.ABSENT, was_begun, manifests)
+
+    async def _manifest(self, key: DiskKey, head: Head) -> Manifest | None:
+        try:
+            return await read_manifest(Sealer(key), self.blobs, head)
+        except BadCheckpoint as error:
+            log.warning("what the keeper handed over is not used", reason=str(error))
+            return None
+
+    async def _restore(self, decision: Restore, seen: _Seen, heard: int) -> Unlocked:
+        sealer = Sealer(decision.key)
+        manifest, head = seen.manifests[decision.key]
+        try:
+            secret = decode_secret(manifest.secret)
+            state = await read_state(sealer, self.blobs, manifest, head)
+        except (BadCheckpoint, BlobsFailed) as error:
+            raise Halted(f"the backup cannot be read: {error}") from error
+        secret = replace(secret, split=_split_for(secret.split, decision.key, heard))
+        saver = Saver(sealer, self.blobs, head.epoch + 1, state)
+        return await self._go_on(decision.key, secret, sealer, saver, secret.holders)
 
     async def _create(self, heard: int, *, forgetting: bool) -> Unlocked:
         key = DiskKey.generate()
-        fresh = Sealed(SecretKey.generate(), make_split(key, heard), 1)
-        sealed = seal(key, fresh)
-        write_whole(self._aside, sealed)
-        keeper = self._keeper(key, fresh.split, sealed, fresh.number, forget=forgetting)
-        await self._make_safe(keeper, is_fresh=True)
-        self._aside.rename(self.path)
-        return Unlocked(fresh.identity, keeper)
+        sealer = Sealer(key)
+        secret = Secret(SecretKey.generate(), make_split(key, heard))
+        saver = Saver(sealer, self.blobs, 1, None)
+        unlocked = await self._go_on(
+            key, secret, sealer, saver, {}, forget=forgetting, is_fresh=True
+        )
+        try:
+            await self.blobs.put(BACKUP, [b"1"])
+        except BlobsFailed as error:
+            raise Halted(f"the keeper of our backup does not take it: {error}") from error
+        return unlocked
 
-    def _keeper(
-        self, key: DiskKey, split: Split, sealed: bytes, number: int, *, forget: bool = False
-    ) -> Keeper:
-        head = Head(number, digest_of(sealed))
-        return Keeper(self.client, self.find_services, key, split, head, forget=forget)
+    async def _go_on(
+        self,
+        key: DiskKey,
+        secret: Secret,
+        sealer: Sealer,
+        saver: Saver,
+        holders: Holders,
+        *,
+        forget: bool = False,
+        is_fresh: bool = False,
+    ) -> Unlocked:
+        """The first checkpoint of this epoch, put and anchored."""
+        same = [entry.name for entry in saver.last.manifest.entries] if saver.last else []
+        try:
+            saved = await saver.save([], same, encode_secret(secret), self.client.clock.now())
+        except BlobsFailed as error:
+            raise Halted(f"the keeper of our backup does not take it: {error}") from error
+        keeper = Keeper(
+            self.client,
+            self.find_services,
+            key,
+            secret.split,
+            saved.state.head,
+            holders,
+            forget=forget,
+        )
+        await self._make_safe(keeper, is_fresh=is_fresh)
+        return Unlocked(secret, keeper, sealer, saver)
 
-    async def _make_safe(self, keeper: Keeper, *, is_fresh: bool = False) -> None:
+    async def _make_safe(self, keeper: Keeper, *, is_fresh: bool) -> None:
         """Nobody is served while our key is in this memory alone, or while a service that was not heard
         before turns out to hold another state of ours."""
         done: Refreshed | None = None
@@ -147,6 +213,15 @@ class Unlocker:
         raise Halted(_why_unsafe(done) if done is not None else "escrow does not answer in time")
 
 
+def _split_for(split: Split, key: DiskKey, heard: int) -> Split:
+    """The same, unless so many services have come that the new parts fit beside the old ones: then more must come
+    together. Whole copies of the key are given up as soon as there are three."""
+    needed = threshold_for(heard)
+    if needed > split.threshold and heard >= 2 * needed - 1:
+        return make_split(key, heard)
+    return split
+
+
 def _why_unsafe(done: Refreshed) -> str:
     told = [f"{done.members} of the {done.needed} escrow services needed keep our key"]
     if done.failed:
@@ -161,23 +236,3 @@ def _waits() -> Iterator[float]:
     while True:
         yield wait_s
         wait_s = min(wait_s * 2, RETRY_MOST_S)
-
-
-def _read_backup(path: Path, aside: Path) -> tuple[Backup, bytes]:
-    try:
-        if not path.exists() and aside.exists():
-            # Worth something only if escrow has the key to it.
-            return Backup.ABSENT, read_bounded(aside, MAX_BYTES)
-        return Backup.PRESENT, read_bounded(path, MAX_BYTES)
-    except FileNotFoundError:
-        return Backup.ABSENT, b""
-    except OSError as error:
-        log.warning("the backup cannot be read", reason=str(error))
-        return Backup.UNKNOWN, b""
-
-
-def _open(key: DiskKey, raw: bytes) -> Head | None:
-    try:
-        return unseal_untrusted(key, raw)[1]
-    except BadSeal:
-        return None

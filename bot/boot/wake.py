@@ -14,7 +14,7 @@ import structlog
 from bot.adapters.nsm import NsmAttester, open_transport
 from bot.adapters.relay_events import RelayEvents
 from bot.boot.anchors import load_anchor
-from bot.boot.identity import load_key, read_bounded
+from bot.boot.identity import load_key
 from bot.boot.standing import (
     NotProduction,
     ParentMeta,
@@ -26,7 +26,9 @@ from bot.boot.standing import (
     parse_meta_untrusted,
 )
 from bot.boot.unlock import Halted, Unlocked, Unlocker
+from bot.checkpoint.folder import FolderBlobs
 from bot.config import AttestationConfig, Config, ConfigError
+from bot.files import read_bounded
 from handlers.ports import Clock
 from handlers.proof import Proof
 from keycrux_client.client import EscrowClient
@@ -181,7 +183,7 @@ async def _unlock(
     return await Unlocker(
         client,
         find_services,
-        config.server.state_dir / "identity.sealed",
+        FolderBlobs(config.server.state_dir / "backup"),
         escrow.services,
         config.escrow.halt_after_s,
         forget_state,

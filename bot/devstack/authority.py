@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from bot.boot.identity import write_whole
+from bot.files import write_whole
 from nips.keys import SecretKey
 from nips.nip19 import npub
 

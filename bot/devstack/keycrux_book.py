@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from keycrux_client.protocol import LIFE_S, MAX_DATA, NOT_FOUND
+from keycrux_client.protocol import LIFE_S, MAX_DATA, NOT_FOUND, held_digest
 from nips.errors import BadInput
 from nips.event import parse_event_untrusted
 from nips.tee.attestation import Pcrs
@@ -48,11 +48,23 @@ class KeycruxBook:
         earlier = "SELECT 1 FROM held WHERE measured = ? AND asked_at > ?"
         if self._db.execute(earlier, (_measured(pcrs), asked_at)).fetchone() is not None:
             raise KeycruxError("Outdated request")
+        self._compare(pcrs, params, now)
         row = (
             _measured(pcrs), pcrs.hex(4), pcrs.is_debug, data, json.dumps(policy), asked_at, now + LIFE_S,
         )  # fmt: skip
         self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return "ok"
+
+    def _compare(self, pcrs: Pcrs, params: Json, now: int) -> None:
+        """Compare and set: who does not know what is held here was overtaken by somebody."""
+        if "expected" not in params:
+            return
+        try:
+            holds = held_digest(self.get(pcrs, params, now))
+        except KeycruxError:
+            holds = ""
+        if params["expected"] != holds:
+            raise KeycruxError("Conflict")
 
     def get(self, pcrs: Pcrs, params: Json, now: int) -> str:
         self._db.execute("DELETE FROM held WHERE expires_at < ?", (now,))

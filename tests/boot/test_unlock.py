@@ -6,10 +6,12 @@ import shutil
 import pytest
 import trio
 
-import bot.boot.identity
-import bot.boot.unlock
-from bot.boot.sealed import Sealed, seal
+from bot.boot.secret import Secret, encode_secret
 from bot.boot.unlock import Halted, Unlocker
+from bot.checkpoint.blobs import BlobsFailed, manifest_name
+from bot.checkpoint.folder import FolderBlobs
+from bot.checkpoint.saver import Saver
+from bot.checkpoint.seal import Sealer
 from keycrux_client.protocol import Got
 from keycrux_client.shares import DiskKey, decode_untrusted, make_split, threshold_for
 from nips.keys import SecretKey
@@ -17,12 +19,23 @@ from nips.keys import SecretKey
 KEY = DiskKey(b"k" * 32)
 
 
+class NearBlobs(FolderBlobs):
+    """Without threads, during which a jumping clock would jump."""
+
+    async def _do(self, work):
+        await trio.lowlevel.checkpoint()
+        try:
+            return self._work(work)
+        except OSError as error:
+            raise BlobsFailed(str(error)) from error
+
+
 class Killed(BaseException):
     """kill -9."""
 
 
 def unlocker(escrow, code, path, *, forget=False, patience=60, services=1):
-    return Unlocker(code.client, escrow.find_services, path, services, patience, forget)
+    return Unlocker(code.client, escrow.find_services, NearBlobs(path), services, patience, forget)
 
 
 async def boot(escrow, code, path, **options):
@@ -31,7 +44,12 @@ async def boot(escrow, code, path, **options):
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "identity.sealed"
+    return tmp_path / "backup"
+
+
+def newest(path):
+    """The blob of the manifest that was written last."""
+    return max(path.glob("m-*"), key=lambda p: p.stat().st_mtime_ns)
 
 
 @pytest.mark.parametrize("services", [1, 3])
@@ -42,7 +60,6 @@ async def test_a_fresh_start_then_restarts(escrow, path, services):
     identity = await boot(escrow, code, path)
     for _ in range(3):
         assert identity == await boot(escrow, code, path)
-    assert ["identity.sealed"] == [p.name for p in path.parent.glob("identity*")]
 
 
 async def test_an_upgrade_needs_every_maintainer(escrow, path, autojump_clock):
@@ -78,10 +95,11 @@ async def test_the_parent_hands_over_an_old_backup(escrow, path, autojump_clock)
     escrow.add_service()
     code = escrow.code()
     await boot(escrow, code, path)
-    shutil.copy(path, path.with_suffix(".old"))
+    shutil.copytree(path, path.with_suffix(".old"))
     await boot(escrow, code, path)
-    shutil.copy(path.with_suffix(".old"), path)
-    with pytest.raises(Halted, match="old state"):
+    shutil.rmtree(path)
+    path.with_suffix(".old").rename(path)
+    with pytest.raises(Halted, match="knows of number 2, which is not handed to us: an old state"):
         await boot(escrow, code, path)
 
 
@@ -94,7 +112,7 @@ async def test_the_parent_hides_the_backup(escrow, path, autojump_clock):
         await boot(escrow, code, path)
     hidden.rename(path)
     assert identity == await boot(escrow, code, path)
-    path.unlink()
+    shutil.rmtree(path)
     other = await boot(escrow, code, path, forget=True)
     assert other != identity
     assert other == await boot(escrow, code, path)
@@ -103,25 +121,30 @@ async def test_the_parent_hides_the_backup(escrow, path, autojump_clock):
 @pytest.mark.parametrize(
     "how", ["changed", "another key's", "empty", "a folder", "a pipe", "a giant"]
 )
-async def test_the_parent_hands_over_something_else(escrow, path, autojump_clock, how):
+async def test_the_parent_hands_over_something_else(escrow, path, autojump_clock, how, tmp_path):
     escrow.add_service()
     code = escrow.code()
     await boot(escrow, code, path)
-    raw = path.read_bytes()
-    path.unlink()
+    blob = newest(path)
+    raw = blob.read_bytes()
+    blob.unlink()
     match how:
         case "changed":
-            path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+            blob.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
         case "another key's":
-            path.write_bytes(seal(KEY, Sealed(SecretKey.generate(), make_split(KEY, 1), 99)))
+            elsewhere = FolderBlobs(tmp_path / "elsewhere")
+            secret = encode_secret(Secret(SecretKey.generate(), make_split(KEY, 1)))
+            saved = await Saver(Sealer(KEY), elsewhere, 99, None).save([], [], secret, 0)
+            name = manifest_name(saved.state.head.digest)
+            shutil.copy(tmp_path / "elsewhere" / name, blob)
         case "empty":
-            path.write_bytes(b"")
+            blob.write_bytes(b"")
         case "a pipe":
-            os.mkfifo(path)
+            os.mkfifo(blob)
         case "a giant":
-            path.write_bytes(raw * 100)
+            blob.write_bytes(bytes(40 << 20))
         case _:
-            path.mkdir()
+            blob.mkdir()
     with pytest.raises(Halted):
         await boot(escrow, code, path)
     with pytest.raises(Halted):
@@ -131,7 +154,7 @@ async def test_the_parent_hands_over_something_else(escrow, path, autojump_clock
 async def test_no_service_at_all_makes_nothing(escrow, path, autojump_clock):
     with pytest.raises(Halted, match="no escrow service"):
         await boot(escrow, escrow.code(), path)
-    assert not path.exists()
+    assert [] == list(path.glob("*"))
 
 
 async def test_one_silent_service_may_hold_our_key_so_nothing_is_made(
@@ -175,7 +198,7 @@ async def test_given_up_state_does_not_come_back_to_haunt_us(escrow, path, autoj
     code = escrow.code()
     for _ in range(3):
         await boot(escrow, code, path)
-    path.unlink()
+    shutil.rmtree(path)
     away = escrow.lane.services.pop(names[0])
     other = await boot(escrow, code, path, forget=True)
     escrow.lane.services[names[0]] = away
@@ -187,7 +210,7 @@ async def test_nobody_is_served_while_no_service_takes_the_key(escrow, path, aut
     # A policy that its own credentials do not fulfil: services refuse to store under it.
     with pytest.raises(Halted, match="0 of the 1 escrow services needed"):
         await boot(escrow, escrow.code(signed_by=[]), path)
-    assert not path.exists()
+    assert not (path / "backup").exists(), "nobody is told that there is one"
 
 
 async def test_a_service_that_was_hidden_until_we_had_made_a_key_stops_us(
@@ -208,7 +231,7 @@ async def test_a_service_that_was_hidden_until_we_had_made_a_key_stops_us(
         return await escrow.find_services()
 
     announced = escrow.lane.announcements
-    elsewhere = Unlocker(code.client, find_services, tmp_path / "other.sealed", 1, 60, False)
+    elsewhere = Unlocker(code.client, find_services, NearBlobs(tmp_path / "other"), 1, 60, False)
     with pytest.raises(Halted, match="a service holds another state of ours"):
         await elsewhere.unlock()
     assert identity == await boot(escrow, code, path)
@@ -224,29 +247,22 @@ async def crash_at(escrow, code, path, count, monkeypatch):
         if steps == count:
             raise Killed
 
-    write, set_one, rename = bot.boot.unlock.write_whole, type(code.client).set, type(path).rename
+    put, set_one = FolderBlobs.put, type(code.client).set
 
-    def writing(*args):
+    async def putting(*args):
         step()
-        write(*args)
+        await put(*args)
         step()
 
-    async def setting(*args):
+    async def setting(*args, **options):
         step()
-        done = await set_one(*args)
+        done = await set_one(*args, **options)
         step()
         return done
 
-    def renaming(self, target):
-        step()
-        result = rename(self, target)
-        step()
-        return result
-
     with monkeypatch.context() as patch:
-        patch.setattr(bot.boot.unlock, "write_whole", writing)
+        patch.setattr(FolderBlobs, "put", putting)
         patch.setattr(type(code.client), "set", setting)
-        patch.setattr(type(path), "rename", renaming)
         try:
             await boot(escrow, code, path)
         except* Killed:
@@ -291,7 +307,7 @@ async def test_killed_at_every_step_of_the_first_start(
             assert 1 <= held.count(Got.HELD) < threshold_for(services), tried
             assert "--forget-state" in str(halted)
             assert await boot(escrow, code, path, forget=True)
-        path.unlink()
+        shutil.rmtree(path)
         for book in escrow.books:
             book._db.execute("DELETE FROM held")
     assert tried >= 4
@@ -299,3 +315,36 @@ async def test_killed_at_every_step_of_the_first_start(
         "figure",
         f"crash points of a first start with {services} escrow services: {tried} of {tried}",
     )
+
+
+async def test_a_keeper_that_does_not_answer_halts_it_and_nothing_is_made(
+    escrow, path, autojump_clock, monkeypatch
+):
+    escrow.add_service()
+    code = escrow.code()
+    await boot(escrow, code, path)
+
+    async def fails(*_):
+        raise BlobsFailed("the parent does not answer")
+
+    for method in ("get", "names", "put"):
+        with monkeypatch.context() as patch:
+            patch.setattr(FolderBlobs, method, fails)
+            with pytest.raises(Halted):
+                await boot(escrow, code, path)
+            with pytest.raises(Halted):
+                await boot(escrow, code, path, forget=True)
+
+
+async def test_of_two_from_one_backup_the_older_one_finds_that_it_was_overtaken(escrow, path):
+    for _ in range(3):
+        escrow.add_service()
+    code = escrow.code()
+    await boot(escrow, code, path)
+    older = await unlocker(escrow, code, path).unlock()
+    newer = await unlocker(escrow, code, path).unlock()
+    assert older.identity == newer.identity
+    for unlocked, overtaken in ((newer, False), (older, True), (newer, False)):
+        saved = await unlocked.saver.save([], [], encode_secret(unlocked.secret), 0)
+        done = await unlocked.keeper.anchor(saved.state.head)
+        assert (not overtaken, overtaken) == (done.is_safe, bool(done.ahead))

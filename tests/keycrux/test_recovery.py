@@ -20,7 +20,7 @@ from keycrux_client.shares import DiskKey, Head
 from tests.escrow import texts
 
 KEY, OTHER = DiskKey(b"k" * 32), DiskKey(b"o" * 32)
-OLD, HEAD, FORK, NEW = Head(4, "aa"), Head(5, "bb"), Head(5, "cc"), Head(6, "dd")
+OLD, HEAD, FORK, NEW = Head(1, 4, "aa"), Head(1, 5, "bb"), Head(1, 5, "cc"), Head(1, 6, "dd")
 NONE = GetReply(Got.NONE)
 SILENT = GetReply(Got.SILENT)
 # What services may have said: (asked, answered, held).
@@ -158,7 +158,7 @@ def test_a_head_that_was_not_written_with_the_key_is_no_head():
     good = texts(KEY, HEAD, 3)
     liar = json.dumps(json.loads(good[0]) | {"n": 2**53 - 1})
     assert KEY == decide(Backup.PRESENT, sum_up(held(liar, *good[1:]), opens)).key
-    other = texts(OTHER, Head(2**53 - 1, "ff"), 1)
+    other = texts(OTHER, Head(1, 2**53 - 1, "ff"), 1)
     assert KEY == decide(Backup.PRESENT, sum_up(held(*other, *good), opens)).key
 
 
