@@ -18,7 +18,7 @@ from bot.config import ConfigError, load
 from bot.server import app
 from bot.terminal import printable, say, say_json, tell
 from bot.tools import commands as trust_commands
-from bot.tools import payments
+from bot.tools import parent, payments
 from bot.tools.client import CallRefused, NoAnswer, open_client
 from bot.tools.maintain import CannotRelease
 from bot.tools.signer import SignerProblem
@@ -39,7 +39,7 @@ EXPECTED = (
     CannotRelease,
     SignerProblem,
     BadInput,
-    OSError,
+    *parent.EXPECTED,
 )
 
 
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     call.set_defaults(do=_call)
     trust_commands.add_commands(commands)
     payments.add_command(commands)
+    parent.add_command(commands)
     key = commands.add_parser("key", help="make a key file, or show the npub of one")
     key.add_argument("file", type=Path)
     key.set_defaults(do=_key)

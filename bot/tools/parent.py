@@ -1,0 +1,131 @@
+"""The command line of the host: ``parent run``, and while it runs ``status``, ``logs``, ``backups``, ``shutdown``."""
+
+import argparse
+import signal
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from bot import logging
+from bot.boot.supervisor import ProgramFailed
+from bot.parent.run import BadParentConfig, load_parent
+from bot.parent.run import run as run_parent
+from bot.parent.store import RemoteFailed
+from bot.terminal import say, say_json, tell
+from netstack.control import Refused, call
+
+EXPECTED = (BadParentConfig, Refused, RemoteFailed, ProgramFailed, OSError, trio.TooSlowError)
+CONFIG = Path("/etc/enclaved/parent.toml")
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``parent`` with its actions."""
+    parent = commands.add_parser("parent", help="the host's side of an enclave, and what it knows")
+    actions = parent.add_subparsers(required=True, metavar="action")
+    for name, text, do in (
+        ("run", "serve the enclave: network, blobs, claims", _run),
+        ("status", "how far the enclave is, and how old its newest checkpoint", _status),
+        ("logs", "what the enclave told", _logs),
+        ("backups", "what is kept for it", _backups),
+        ("shutdown", "tell the enclave to save itself and end", _shutdown),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("--config", type=Path, default=CONFIG, help=f"default: {CONFIG}")
+        if name != "run":
+            action.add_argument("--json", action="store_true")
+        if name == "logs":
+            action.add_argument("-n", type=int, default=100, metavar="LINES")
+        action.set_defaults(do=do)
+
+
+def _run(options: argparse.Namespace) -> int:
+    logging.set_up("json", "info")
+    config = load_parent(options.config)
+
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            await run_parent(config)
+
+    trio.run(serve)
+    return 0
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+def _asked(options: argparse.Namespace, method: str, **params: object) -> Any:
+    config = load_parent(options.config)
+
+    async def ask() -> object:
+        return await call(config.operator, method, **params)
+
+    try:
+        return trio.run(ask)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise Refused(f"no parent runs: nobody listens at {config.operator}") from None
+
+
+def _status(options: argparse.Namespace) -> int:
+    status = _asked(options, "status")
+    if options.json:
+        say_json(status)
+    else:
+        say(*status_lines(status))
+    return 0
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """For a person."""
+    report, kept = status["report"], status["backups"]
+    rows = [
+        ("enclave", status["enclave"]),
+        ("step", report.get("step", "-")),
+        ("restore", _progress(report.get("restore"))),
+        ("checkpoint", _age(kept["newest_s_ago"])),
+        ("blobs", f"{kept['blobs']}, {kept['bytes'] / 2**20:.1f} MiB"),
+        ("remote", "none" if kept["remote_lag_s"] is None else f"{kept['remote_lag_s']} s behind"),
+        ("reported", _age(status["reported_s_ago"])),
+        ("last error", report.get("error") or "-"),
+        ("last log", status["last_log"] or "-"),
+    ]
+    return [f"{name:<12} {value}" for name, value in rows]
+
+
+def _progress(restore: object) -> str:
+    match restore:
+        case {"done_bytes": int(done), "all_bytes": int(whole)} if whole:
+            return f"{done / 2**20:.1f} of {whole / 2**20:.1f} MiB, {100 * done // whole} %"
+        case _:
+            return "-"
+
+
+def _age(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:.0f} s ago"
+
+
+def _logs(options: argparse.Namespace) -> int:
+    lines = _asked(options, "logs", lines=options.n)
+    if options.json:
+        say_json(lines)
+    else:
+        say(*lines)
+    return 0
+
+
+def _backups(options: argparse.Namespace) -> int:
+    kept = _asked(options, "backups")
+    if options.json:
+        say_json(kept)
+    else:
+        say(*(f"{name:<14} {value}" for name, value in kept.items()))
+    return 0
+
+
+def _shutdown(options: argparse.Namespace) -> int:
+    tell(str(_asked(options, "shutdown")))
+    return 0
