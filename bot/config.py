@@ -15,6 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from bot.adapters.registry_client import RegistryConfig
 from bot.server.inbox import InboxPolicy
 from handlers.context import Policy
+from netstack.vsock import parse_address
 from nips.crypto import is_pubkey
 from nips.errors import BadKey
 from nips.nip11 import RelayLimits
@@ -141,6 +142,18 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
+class ParentConfig:
+    """In an enclave: the channel to its parent, who keeps our checkpoints and hands over what he claims. Without it the
+    state lives on this machine's own disk."""
+
+    address: str = ""
+
+    def __post_init__(self) -> None:
+        if self.address:
+            parse_address(self.address)
+
+
+@dataclass(frozen=True)
 class HttpConfig:
     """Lightning addresses need a public URL. 0: no HTTP."""
 
@@ -163,6 +176,7 @@ class Config:
     http: HttpConfig
     containers: ContainersConfig
     network: NetworkConfig
+    parent: ParentConfig
     attestation: AttestationConfig
     escrow: EscrowConfig
     inbox: InboxPolicy

@@ -12,7 +12,7 @@ from handlers.domain.limits import UnitSize
 from handlers.domain.meter import Rhythm, Run
 from handlers.domain.ports_pool import PortRange
 from handlers.domain.pricing import Tariff
-from handlers.ports import Clock, Engine, Events, Nudges, Registry, Tasks, Wallet
+from handlers.ports import Clock, Durability, Engine, Events, Nudges, Registry, Tasks, Wallet
 from handlers.proof import Proof
 from handlers.tables import Store
 from nips.keys import SecretKey
@@ -110,6 +110,14 @@ class Facts:
     runs: Mapping[str, Run] = field(default_factory=dict)
 
 
+class OnThisDisk:
+    """`handlers.ports.Durability` of a machine whose own disk is what survives."""
+
+    async def reached(self) -> bool:
+        """At once."""
+        return True
+
+
 @dataclass(frozen=True)
 class Context:
     """Handlers see the world only through this."""
@@ -127,6 +135,7 @@ class Context:
     presence: Presence
     # None outside of an enclave: then nothing is proved, and everything says debug.
     proof: Proof | None = None
+    durability: Durability = field(default_factory=OnThisDisk)
     alarms: Alarms = field(default_factory=Alarms)
     dues: Dues = field(default_factory=Dues)
     slow_lanes: SlowLanes = field(default_factory=SlowLanes)

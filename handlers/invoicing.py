@@ -26,6 +26,15 @@ async def mint(
     return unavailable(minted.value) if isinstance(minted, WalletProblem) else minted
 
 
+async def cannot_leave(ctx: Context) -> Refusal | None:
+    """Asked after an invoice was recorded and before anybody sees it: what is paid must be found after any restore."""
+    if await ctx.durability.reached():
+        return None
+    return unavailable(
+        "what you would pay for cannot be made safe now; nothing is taken, retry later"
+    )
+
+
 def to_record(
     minted: Minted,
     container: str,

@@ -245,6 +245,16 @@ class Events(Protocol):
     ) -> list[VerifiedEvent]: ...
 
 
+class Durability(Protocol):
+    """When what was written survives the loss of this machine: not before a copy of it is elsewhere, and known there as
+    the newest. What makes others act upon it, an invoice or a payment, leaves only then: else a restore would not know
+    of it, and the same money would go out, or come in for nobody."""
+
+    async def reached(self) -> bool:
+        """Wait until all that is written now would be restored. False: that is not so, and nothing may leave."""
+        ...
+
+
 class Clock(Protocol):
     """Unix seconds, and milliseconds of boot time that no wall-clock step moves."""
 

@@ -88,6 +88,16 @@ class Keeper:
         self._services = (await self._find_services()).services
         return await self._store_at(self._services)
 
+    async def find_ahead(self) -> tuple[str, ...]:
+        """Services that hold a head which another one of us wrote after ours, among those that were found last."""
+        replies = await self._client.get_all(self._services)
+        held = {service: stored_in(reply) for service, reply in replies.items()}
+        return tuple(
+            service.pubkey
+            for service, value in held.items()
+            if self._is_ours(value) and not self._may_replace(replies[service], value)
+        )
+
     async def anchor(self, head: Head) -> Refreshed:
         """Store a newer head, at the services that were found last: this must be quick. Without ``is_safe`` it is not
         anchored; ``ahead`` names services that hold a head of another one of us."""

@@ -93,6 +93,14 @@ class Supervisor:
         running.stopping.set()
         await running.down.wait()
 
+    async def kill(self, name: str) -> None:
+        """kill -9, and it stays down; it can be started again."""
+        running = self._running[name]
+        running.stopping.set()
+        if running.process is not None:
+            _signal_group(running.process, signal.SIGKILL)
+        await running.down.wait()
+
     async def _stop_one(self, running: _Running) -> None:
         for other in self._running.values():
             if running.program.name in other.program.after:

@@ -48,6 +48,7 @@ class Unlocked:
     keeper: Keeper
     sealer: Sealer
     saver: Saver
+    blobs: Blobs
 
     @property
     def identity(self) -> SecretKey:
@@ -63,9 +64,14 @@ class _Seen:
     manifests: dict[DiskKey, tuple[Manifest, Head]]
 
 
+async def _nobody(_: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Unlocker:
-    """One boot. ``services``: how many must be there before an identity is made."""
+    """One boot. ``services``: how many must be there before an identity is made. ``tell``: who is told why it does not
+    go on, once for each reason."""
 
     client: EscrowClient
     find_services: Callable[[], Awaitable[Discovered]]
@@ -73,6 +79,7 @@ class Unlocker:
     services: int
     halt_after_s: float
     forget_state: bool = False
+    tell: Callable[[str], Awaitable[None]] = _nobody
 
     async def unlock(self) -> Unlocked:
         """Raises `Halted`."""
@@ -88,7 +95,7 @@ class Unlocker:
     async def _decide(self) -> tuple[Restore | CreateFresh | Halt, _Seen, int]:
         """Asked again and again, while another answer is possible; and how many services answer."""
         decision: Restore | CreateFresh | Halt = Halt("escrow was not asked yet", retry=True)
-        waits, seen, heard = _waits(), _Seen(Backup.UNKNOWN, False, {}), 0
+        waits, seen, heard, told = _waits(), _Seen(Backup.UNKNOWN, False, {}), 0, ""
         with trio.move_on_after(self.halt_after_s):
             while True:
                 decision, seen, heard = await self._decide_once()
@@ -96,6 +103,9 @@ class Unlocker:
                     break
                 wait_s = next(waits)
                 log.warning("halted", reason=decision.reason, retry_s=wait_s)
+                if decision.reason != told:
+                    told = decision.reason
+                    await self.tell(told)
                 await trio.sleep(wait_s)
         log.info(
             "escrow", backup=seen.backup.value, decision=type(decision).__name__, services=heard
@@ -193,7 +203,7 @@ class Unlocker:
             forget=forget,
         )
         await self._make_safe(keeper, is_fresh=is_fresh)
-        return Unlocked(secret, keeper, sealer, saver)
+        return Unlocked(secret, keeper, sealer, saver, self.blobs)
 
     async def _make_safe(self, keeper: Keeper, *, is_fresh: bool) -> None:
         """Nobody is served while our key is in this memory alone, or while a service that was not heard

@@ -7,6 +7,7 @@ parent's claims ───┘
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -26,15 +27,18 @@ from bot.boot.standing import (
     parse_meta_untrusted,
 )
 from bot.boot.unlock import Halted, Unlocked, Unlocker
+from bot.checkpoint.blobs import Blobs
 from bot.checkpoint.folder import FolderBlobs
 from bot.config import AttestationConfig, Config, ConfigError
 from bot.files import read_bounded
+from bot.parent.client import ParentBlobs, ParentChannel, ParentSilent
 from handlers.ports import Clock
 from handlers.proof import Proof
 from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Trust, discover
 from keycrux_client.protocol import Credentials, EscrowPolicy
 from keycrux_client.refresh import Keeper
+from netstack.vsock import parse_address
 from nips.errors import BadInput
 from nips.keys import SecretKey
 from nips.tee.anchor import Anchor
@@ -58,9 +62,15 @@ class Awake:
 
     key: SecretKey
     proof: Proof | None = None
-    keeper: Keeper | None = None
+    # What escrow gave back, or was given.
+    unlocked: Unlocked | None = None
     repo: str = ""
     announce_urls: tuple[str, ...] = ()
+
+    @property
+    def keeper(self) -> Keeper | None:
+        """Who keeps our key alive in escrow."""
+        return self.unlocked.keeper if self.unlocked is not None else None
 
 
 @dataclass(frozen=True)
@@ -87,20 +97,20 @@ async def wake(
     if attestation.nsm is None:
         return Awake(load_key(config.server.state_dir / "instance.key"))
     around = _look_around(attestation.nsm, attestation, events, clock)
-    meta = _meta(attestation.meta_file)
+    meta = await _meta(attestation.meta_file, parent_of(config))
     standing = await _judge(around, meta)
     if around.policy.escrow.repo:
         urls = config.escrow.relays or (*own_urls, *config.relays.urls)
         unlocked = await _unlock(config, around, standing, urls, forget_state=forget_state)
-        key, keeper = unlocked.identity, unlocked.keeper
     else:
-        # Never from a file: what the parent could read, or have written, is not who we are.
-        key, keeper = SecretKey.generate(), None
+        unlocked = None
         log.warning("no key escrow: this identity ends with this process")
+    # Never from a file: what the parent could read, or have written, is not who we are.
+    key = unlocked.identity if unlocked is not None else SecretKey.generate()
     proof = Proof(key, around.attester, around.verifier, standing.signatures, standing.env)
     root = await proof.current(clock.now())
     log.info("attested", trust=root.attested.anchor.trust, env=root.env.value)
-    return Awake(key, proof, keeper, around.policy.repo, meta.relay_urls)
+    return Awake(key, proof, unlocked, around.policy.repo, meta.relay_urls)
 
 
 def _look_around(
@@ -126,15 +136,20 @@ def _anchor(development_root: Path | None) -> Anchor:
     return anchor
 
 
-def _meta(path: Path | None) -> ParentMeta:
+async def _meta(path: Path | None, parent: ParentChannel | None) -> ParentMeta:
     """What the parent hands over. Unreadable or malformed, it is worth nothing, and we say so."""
-    if path is None:
-        return ParentMeta()
     try:
-        return parse_meta_untrusted(read_bounded(path, MAX_META_BYTES))
-    except (OSError, BadInput) as error:
+        raw = await _raw_meta(path, parent)
+        return parse_meta_untrusted(raw) if raw is not None else ParentMeta()
+    except (OSError, BadInput, ParentSilent) as error:
         log.warning("the parent's meta is not used", reason=str(error))
         return ParentMeta()
+
+
+async def _raw_meta(path: Path | None, parent: ParentChannel | None) -> bytes | None:
+    if path is not None:
+        return read_bounded(path, MAX_META_BYTES)
+    return await parent.get_meta() if parent is not None else None
 
 
 async def _judge(around: Surroundings, meta: ParentMeta) -> Standing:
@@ -152,6 +167,24 @@ async def _judge(around: Surroundings, meta: ParentMeta) -> Standing:
     for reason in standing.refused:
         log.warning("the parent handed over what does not hold", reason=reason)
     return standing
+
+
+def parent_of(config: Config) -> ParentChannel | None:
+    """The channel to our parent, where there is one."""
+    address = config.parent.address
+    return ParentChannel(parse_address(address)) if address else None
+
+
+async def tell_parent(config: Config, text: str) -> None:
+    """A line for the operator's eyes, where there is a parent."""
+    if (parent := parent_of(config)) is not None:
+        await parent.log(text)
+
+
+def blobs_of(config: Config) -> Blobs:
+    """Who keeps our checkpoints: the parent; or, where the disk is our own, a folder on it."""
+    parent = parent_of(config)
+    return ParentBlobs(parent) if parent else FolderBlobs(config.server.state_dir / "backup")
 
 
 async def _unlock(
@@ -183,10 +216,11 @@ async def _unlock(
     return await Unlocker(
         client,
         find_services,
-        FolderBlobs(config.server.state_dir / "backup"),
+        blobs_of(config),
         escrow.services,
         config.escrow.halt_after_s,
         forget_state,
+        partial(tell_parent, config),
     ).unlock()
 
 

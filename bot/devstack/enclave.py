@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from bot.clock import SystemClock
 from bot.devstack.authority import load_authority
 from bot.devstack.ground import Ground
 from bot.devstack.image import REPO, People, build_image
+from bot.parent.client import ParentChannel, ParentSilent
+from netstack.vsock import parse_address
 
 PYTHON = str(REPO / ".venv/bin/python")
 SOURCE, ESCROW_SOURCE = "https://example.com/enclaved", "https://example.com/keycrux"
@@ -24,6 +27,8 @@ INSTANCE_ID, ESCROW_INSTANCE_ID = "i-0de0000000000001", "i-0de0000000000002"
 # Three, so that none of them knows the key.
 ESCROW_SERVICES = 3
 READY_S = 90
+# The last checkpoint is made meanwhile.
+STOP_S = 40
 
 
 @dataclass
@@ -37,6 +42,8 @@ class Enclave:
     escrow_people: People
     image: Path
     before: dict[str, int] = field(default_factory=dict)
+    # With a parent, the state lies in memory that is lost with the power, and the parent keeps its checkpoints.
+    has_parent: bool = False
 
     @property
     def folder(self) -> Path:
@@ -49,21 +56,72 @@ class Enclave:
 
     def configuration(self) -> dict[str, Any]:
         """What ``enclaved`` must be told about its attestation and escrow."""
-        return {
-            "attestation": {
-                "nsm": str(self.folder / "nsm.sock"),
-                "development_root": str(self.root),
-                "meta_file": str(self.folder / "meta.json"),
-            }
-        }
+        attestation = {"nsm": str(self.folder / "nsm.sock"), "development_root": str(self.root)}
+        if self.has_parent:
+            return {"attestation": attestation, "parent": {"address": self._parent_address}}
+        return {"attestation": attestation | {"meta_file": str(self.folder / "meta.json")}}
+
+    @property
+    def _parent_address(self) -> str:
+        return f"unix:{self.folder}/vsock.sock"
+
+    @property
+    def parent_config(self) -> Path:
+        """For ``enclaved parent status|logs|backups|shutdown --config``."""
+        return self.folder / "parent.toml"
+
+    async def start_parent(self) -> None:
+        """The untrusted side, as a process of its own."""
+        self.parent_config.write_text(
+            f'listen = "{self._parent_address}"\noperator = "unix:{self.folder}/operator.sock"\n'
+            f'state = "{self.folder}/parent"\ninstance = "{self.folder}/instance"\nip = "192.0.2.1"\n'
+        )
+        command = self._module("bot", {"parent": "run", "--config": self.parent_config})
+        channel = ParentChannel(parse_address(self._parent_address))
+
+        async def ready() -> bool:
+            try:
+                return await channel.ask("get_ip") is not None
+            except ParentSilent:
+                return False
+
+        program = Program("parent", command, after=("registry",), ready=ready)
+        await self.on.supervisor.start(self.on.nursery, program)
+
+    async def cut_power(self) -> None:
+        """kill -9, and whatever was in the enclave's memory is gone: its files, and every container.
+
+        The relay's file stays: here it stands for relays elsewhere, on which everybody of this little world meets.
+        """
+        await self.on.supervisor.kill("enclaved")
+        await self.on.supervisor.halt("nsm")
+        state = self.folder / "state"
+        for path in await trio.to_thread.run_sync(lambda: list(state.iterdir())):
+            if path.is_file() and not path.name.startswith("relay.sqlite"):
+                path.unlink()
+        remove = 'docker -H "$0" ps -aq | xargs -r docker -H "$0" rm -f -v; docker -H "$0" volume prune -f'
+        await trio.run_process(
+            ["sh", "-c", remove, f"unix://{self.on.place.socket}"], capture_stdout=True
+        )
 
     async def start(self, *, signed: bool = True) -> None:
         """The module with the image's measurements, then ``enclaved``; returns when its relay listens."""
-        self.before = {event: len(self._said(event)) for event in ("ready", "halted")}
+        self.before = {event: len(self.said(event)) for event in ("ready", "halted")}
         now = SystemClock().now()
-        (self.folder / "meta.json").write_text(self.people.meta(self.image, now, signed=signed))
+        self._write_meta(self.people.meta(self.image, now, signed=signed))
         await self._start_module("nsm", self.image, self.people)
         await self.on.supervisor.start(self.on.nursery, self._enclaved())
+
+    def _write_meta(self, meta: str) -> None:
+        """For the server itself, and as the operator's folder that a parent reads."""
+        (self.folder / "meta.json").write_text(meta)
+        told, instance = json.loads(meta), self.folder / "instance"
+        shutil.rmtree(instance, ignore_errors=True)
+        (instance / "releases").mkdir(parents=True)
+        for name in ("build", "instance"):
+            (instance / f"{name}.json").write_text(json.dumps(told[name]))
+        for number, release in enumerate(told["releases"]):
+            (instance / f"releases/{number}.json").write_text(json.dumps(release))
 
     async def stop(self) -> None:
         await self.on.supervisor.halt("enclaved")
@@ -99,8 +157,8 @@ class Enclave:
         return str((await self._says("halted"))["reason"])
 
     async def _says(self, event: str) -> dict[str, Any]:
-        await until(lambda: len(self._said(event)) > self.before[event], READY_S)
-        return self._said(event)[-1]
+        await until(lambda: len(self.said(event)) > self.before[event], READY_S)
+        return self.said(event)[-1]
 
     def changed_image(self) -> Path:
         """The image with one file changed by a comment: other measurements, the same behaviour."""
@@ -113,7 +171,7 @@ class Enclave:
             file.write("# changed\n")
         return changed
 
-    def _said(self, event: str) -> list[dict[str, Any]]:
+    def said(self, event: str) -> list[dict[str, Any]]:
         path = self.folder / "enclaved.log"
         lines = path.read_text().splitlines() if path.exists() else []
         records = (
@@ -124,9 +182,14 @@ class Enclave:
     def _enclaved(self) -> Program:
         # Inside the engine's process and mount namespaces, so that it ends with them; on this machine's network.
         run = [PYTHON, "-m", "bot", "run", "--config", str(self.config)]
-        command = ["env", f"PYTHONPATH={self.image}", *self.on.engine.enter(run, network=False)]
+        # nsenter waits for what it started, and must not end before it: signals pass it by.
+        patient = ["sh", "-c", 'trap "" TERM; exec "$@"', "sh"]
+        entered = self.on.engine.enter(run, network=False)
+        command = [*patient, "env", f"PYTHONPATH={self.image}", *entered]
         port = int(self.relay_url.rpartition(":")[2])
-        return Program("enclaved", command, after=("registry",), ready=lambda: listens(port))
+        return Program(
+            "enclaved", command, after=("registry",), ready=lambda: listens(port), stop_s=STOP_S
+        )
 
     async def _start_module(self, name: str, image: Path, people: People) -> None:
         certificate = self.folder / f"{name}-builder.der"
@@ -155,7 +218,9 @@ class Enclave:
         return Program(name, command, after=("registry",), ready=ready)
 
 
-async def found_enclave(on: Ground, config: Path, relay_url: str) -> Enclave:
+async def found_enclave(
+    on: Ground, config: Path, relay_url: str, *, has_parent: bool = False
+) -> Enclave:
     """An authority, people with keys, and the image as the wheel has it."""
     folder, now = on.place.folder, SystemClock().now()
     load_authority(folder / "authority", now)
@@ -168,7 +233,7 @@ async def found_enclave(on: Ground, config: Path, relay_url: str) -> Enclave:
         "escrow": escrow | {"services": ESCROW_SERVICES},
     }
     image = await trio.to_thread.run_sync(build_image, folder / "image-1", policy)
-    return Enclave(on, config, relay_url, people, escrow_people, image)
+    return Enclave(on, config, relay_url, people, escrow_people, image, has_parent=has_parent)
 
 
 def in_repo(command: list[str]) -> list[str]:

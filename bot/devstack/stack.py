@@ -41,10 +41,12 @@ async def stack(
     relay_limits: dict[str, int] | None = None,
     dockerd_may_pull: bool = False,
     registries: Sequence[str] = (),
+    has_parent: bool = False,
 ) -> AsyncIterator[Stack]:
     """`ground`, the wallet service, and ``enclaved`` with its embedded relay, all ready.
 
-    ``registries``: more of them, spoken to as the ground's own.
+    ``registries``: more of them, spoken to as the ground's own. ``has_parent``: the state is lost with the power, and
+    comes back from checkpoints at the parent; else it is on this machine's disk.
     """
     async with ground(say, dockerd_may_pull=dockerd_may_pull) as on:
         folder, keys = on.place.folder, [SecretKey.generate() for _ in range(3)]
@@ -56,11 +58,14 @@ async def stack(
         _write_key(folder / "wallet/wallet.key", wallet)
         _write_secret(folder / "wallet.uri", format_uri(wallet.pubkey, relay_url, client))
         config = folder / "enclaved.toml"
-        enclave = await found_enclave(on, config, relay_url)
+        enclave = await found_enclave(on, config, relay_url, has_parent=has_parent)
         told = _configuration(on, relay_url, public_url, policy) | enclave.configuration()
         told["relays"]["embedded_limits"] = relay_limits or {}
         told["registry"]["plain_http"] += registries
         config.write_text(_toml(told))
+        if has_parent:
+            say("starting the parent, which keeps what it cannot read")
+            await enclave.start_parent()
         say("starting enclaved in its image, with its embedded relay")
         await enclave.start()
         say("starting a dev key escrow (three keycrux services, two must come together)")

@@ -9,6 +9,7 @@ clock ── charge, upkeep, sweep ─ store ─ reconcile ─ engine ──┘ 
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 import trio
@@ -24,20 +25,25 @@ from bot.adapters.relay_events import RelayEvents
 from bot.adapters.seen_store import SeenStore
 from bot.adapters.store.sqlite import SqliteStore
 from bot.boot.identity import only_one
-from bot.boot.wake import Awake, wake
+from bot.boot.put_back import put_back
+from bot.boot.unlock import Halted
+from bot.boot.wake import Awake, parent_of, tell_parent, wake
+from bot.checkpoint.restore import Progress
 from bot.clock import SystemClock, boot_id
 from bot.config import Config
 from bot.relay.gate import raise_descriptor_limit
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
+from bot.server.checkpoints import Checkpointer
 from bot.server.doors.container import ContainerDoor
 from bot.server.inbox import Inbox
 from bot.server.intake import catch_up, feed, run_pump, run_requests, subscribe
 from bot.server.loops import TrioTasks, look_at_engine, loops, run_escrow, run_hints, run_loop
 from bot.server.outlet import Outlet
 from bot.server.parts import App, TrioNudges
+from bot.server.reports import run_reports
 from handlers.alarms import Alarm, Alarms
-from handlers.context import Context, Presence
+from handlers.context import Context, OnThisDisk, Presence
 from nips.event import VerifiedEvent
 from nips.keys import SecretKey
 from nips.relay_url import normal_url
@@ -68,17 +74,48 @@ async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[
                 await relay.serve_for("configured", relays.served_pubkeys())
                 await relay.serve_for("wallet", [config.wallet_uri.wallet_pubkey])
                 await nursery.start(relay.serve, relays.embedded_host, relays.embedded_port)
-            awake = await wake(config, for_escrow, own_urls, clock, forget_state=forget_state)
+            awake = await _wake(config, for_escrow, own_urls, clock, forget_state=forget_state)
+            checkpointer = await _restored(config, awake, clock)
             if relay is not None:
                 relay.belongs_to(awake.key.pubkey)
                 await relay.serve_for("instance", [awake.key.pubkey])
             async with (
                 trio.open_nursery() as tasks,
-                _build(config, clock, awake, for_strangers, relay, own_urls, tasks) as app,
+                _build(
+                    config, clock, awake, for_strangers, relay, own_urls, tasks, checkpointer
+                ) as app,
             ):
                 yield app
                 tasks.cancel_scope.cancel()
+            if checkpointer is not None:
+                # All is closed and nobody writes any more; escrow is still to be reached.
+                anchored = await checkpointer.last()
+                log.info("the last checkpoint", anchored=anchored)
             nursery.cancel_scope.cancel()
+
+
+async def _wake(
+    config: Config,
+    events: RelayEvents,
+    own_urls: tuple[str, ...],
+    clock: SystemClock,
+    *,
+    forget_state: bool,
+) -> Awake:
+    try:
+        return await wake(config, events, own_urls, clock, forget_state=forget_state)
+    except Halted as halted:
+        await tell_parent(config, f"halted: {halted}")
+        raise
+
+
+async def _restored(config: Config, awake: Awake, clock: SystemClock) -> Checkpointer | None:
+    """Files back from the last checkpoint, and whoever makes the next ones; None where the disk is our own."""
+    if awake.unlocked is None or not config.parent.address:
+        return None
+    await put_back(awake.unlocked, config.server.state_dir, Progress())
+    tell = partial(tell_parent, config)
+    return Checkpointer(awake.unlocked, config.server.state_dir, clock, tell)
 
 
 @asynccontextmanager
@@ -90,6 +127,7 @@ async def _build(
     relay: RelayServer | None,
     own_urls: tuple[str, ...],
     nursery: trio.Nursery,
+    checkpointer: Checkpointer | None,
 ) -> AsyncIterator[App]:
     """Open everything that must be closed again."""
     state, key = config.server.state_dir, awake.key
@@ -127,6 +165,7 @@ async def _build(
         policy=config.policy,
         presence=presence,
         proof=awake.proof,
+        durability=checkpointer or OnThisDisk(),
         alarms=Alarms(_log_alarm),
     )
     inbox = Inbox(key.pubkey, seen, refused, config.inbox)
@@ -145,6 +184,7 @@ async def _build(
             seen,
             refused,
             awake.keeper,
+            checkpointer,
             _network(config),
         )
     finally:
@@ -273,6 +313,12 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
             nursery.start_soon(run_loop, app, loop)
         nursery.start_soon(run_hints, app)
         nursery.start_soon(run_escrow, app)
+        if app.checkpointer is not None:
+            nursery.start_soon(app.checkpointer.run)
+        if (parent := parent_of(app.config)) is not None:
+            # Its word ends the service, not the enclave's life: the last checkpoint follows.
+            nursery.start_soon(parent.run_events, lambda _: nursery.cancel_scope.cancel())
+            nursery.start_soon(run_reports, app, parent)
         nursery.start_soon(run_requests, app, receive)
         log.info("ready", pubkey=app.ctx.key.pubkey, relays=app.ctx.presence.relay_urls)
         task_status.started()

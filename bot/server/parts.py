@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import trio
-
 from bot.adapters.docker_engine import DockerEngine
 from bot.adapters.enclave_network import EnclaveNetwork
 from bot.adapters.nwc_wallet import NwcWallet
@@ -11,30 +9,12 @@ from bot.adapters.seen_store import SeenStore
 from bot.config import Config
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
+from bot.server.checkpoints import Checkpointer
 from bot.server.inbox import Inbox
+from bot.server.nudge import Nudge
 from bot.server.outlet import Outlet
 from handlers.context import Context
 from keycrux_client.refresh import Keeper
-
-
-class Nudge:
-    """Wakes a loop early; many nudges before it runs are one."""
-
-    def __init__(self) -> None:
-        self._event = trio.Event()
-
-    def __call__(self) -> None:
-        self._event.set()
-
-    async def wait(self, at_most_s: float) -> bool:
-        """Whether a nudge came before the time was over."""
-        with trio.move_on_after(at_most_s):
-            await self._event.wait()
-        nudged = self._event.is_set()
-        if nudged:
-            # One that was not set may be waited on by somebody else, and must not be replaced.
-            self._event = trio.Event()
-        return nudged
 
 
 class TrioNudges:
@@ -70,4 +50,5 @@ class App:
     seen: SeenStore
     refused: SeenStore
     keeper: Keeper | None = None
+    checkpointer: Checkpointer | None = None
     network: EnclaveNetwork | None = None

@@ -3,6 +3,7 @@
 import argparse
 import json
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -113,18 +114,24 @@ def _run(options: argparse.Namespace) -> int:
 
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            starting = nursery.cancel_scope
+            stop: list[Callable[[], None]] = [starting.cancel]
+            nursery.start_soon(_stop_on_signal, stop)
             async with app.start(config, forget_state=options.forget_state) as built:
-                await app.run(built)
+                with trio.CancelScope() as running:
+                    # From now on a signal ends the service, and the last checkpoint still follows.
+                    stop[0] = running.cancel
+                    await app.run(built)
+            starting.cancel()
 
     trio.run(serve)
     return 0
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
+async def _stop_on_signal(stop: list[Callable[[], None]]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            scope.cancel()
+            stop[0]()
 
 
 def _call(options: argparse.Namespace) -> int:

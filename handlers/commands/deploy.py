@@ -12,7 +12,7 @@ from handlers.domain.ports_pool import allocate
 from handlers.domain.pricing import MSAT_PER_SAT, sat_ceil
 from handlers.domain.quote import Quote
 from handlers.errors import Code, Refusal, invalid, restricted, unavailable
-from handlers.invoicing import invoice_result, mint, to_record
+from handlers.invoicing import cannot_leave, invoice_result, mint, to_record
 from handlers.params import ENV, IMAGE, NAME, QUOTE_ID, UPGRADE, integer, param
 from handlers.ports import Minted
 from handlers.records import Container, PublishedPort
@@ -64,6 +64,8 @@ async def deploy(ctx: Context, caller: Caller, params: DeployParams) -> dict[str
     refusal = await ctx.store.write(_write, ctx.facts(), caller, row, minted)
     if refusal is not None:
         return refusal
+    if (unsafe := await cannot_leave(ctx)) is not None:
+        return unsafe
     ctx.nudge.announce()
     return {
         "pubkey": key.pubkey,

@@ -27,6 +27,8 @@ class StopParams:
 async def stop(ctx: Context, caller: Caller, params: StopParams) -> dict[str, Any] | Refusal:
     """The first call asks, the second one (or ``force``) deletes."""
     answer = await ctx.store.write(_stop, ctx.facts(params.pubkey), caller, params)
+    # Else a restore would run it again, for money whose owner was told that it is his.
+    await ctx.durability.reached()
     ctx.nudge.reconcile()
     ctx.nudge.announce()
     return answer

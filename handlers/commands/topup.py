@@ -7,7 +7,7 @@ from handlers.context import Caller, Context, Facts
 from handlers.domain.lifecycle import State
 from handlers.domain.pricing import MSAT_PER_SAT
 from handlers.errors import Code, Refusal, invalid
-from handlers.invoicing import invoice_result, mint, to_record
+from handlers.invoicing import cannot_leave, invoice_result, mint, to_record
 from handlers.owned import payable
 from handlers.params import PUBKEY, integer, param
 from handlers.patience import CLOCKS_DIFFER_S, LONGEST_WAIT_S
@@ -62,7 +62,9 @@ async def mint_for(
         minted, pubkey, row.wallet, ctx.clock.now(), zap_request, anonymous=caller is None
     )
     # Counted again where it counts: others asked meanwhile.
-    return minted if await ctx.store.write(_add, ctx.facts(), caller, row, invoice) else _TOO_MANY
+    if not await ctx.store.write(_add, ctx.facts(), caller, row, invoice):
+        return _TOO_MANY
+    return await cannot_leave(ctx) or minted
 
 
 def _may_ask(tx: Tx, facts: Facts, caller: str | None, pubkey: str) -> Container | Refusal:

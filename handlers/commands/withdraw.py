@@ -14,7 +14,7 @@ from handlers.domain.lifecycle import Happening, State
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
 from handlers.domain.trial import Progress
 from handlers.duties.charge import charge_now
-from handlers.duties.outgoing import book
+from handlers.duties.outgoing import book, send
 from handlers.errors import Code, Refusal, invalid, unavailable
 from handlers.fees import fee_reserve, most_withdrawable_msat
 from handlers.owned import owned
@@ -55,7 +55,7 @@ async def withdraw(
     if isinstance(reserved, Refusal):
         return reserved
     row, outgoing = reserved
-    result = await ctx.wallet.pay(outgoing.bolt11, amount_msat, row.wallet_key)
+    result = await send(ctx, outgoing, row.wallet_key)
     await ctx.store.write(book, ctx.facts(), outgoing.payment_id, result)
     ctx.nudge.announce()
     match result.status:

@@ -22,6 +22,17 @@ from handlers.ports import PayResult, PayStatus
 from handlers.records import Outgoing, OutgoingState
 from handlers.tables import Tx
 from handlers.transitions import paid, tell_admin
+from nips.keys import SecretKey
+
+
+async def send(ctx: Context, outgoing: Outgoing, wallet_key: SecretKey | None) -> PayResult:
+    """Hand a payment that is written down to the wallet, once; not before a restore would know of it, or another life
+    of ours would pay the same balance out again. FAILED here means that it was never sent."""
+    if not await ctx.durability.reached():
+        return PayResult(
+            PayStatus.FAILED, reason="it cannot be made safe now, so it was not sent; retry later"
+        )
+    return await ctx.wallet.pay(outgoing.bolt11, outgoing.amount_msat, wallet_key)
 
 
 async def look_up_payments(ctx: Context) -> None:

@@ -10,7 +10,7 @@ from handlers.context import Context, Facts
 from handlers.domain.ledger import MAIN_WALLET, REVENUE, container_account
 from handlers.domain.lifecycle import State
 from handlers.domain.pricing import MSAT_PER_SAT, sat_floor
-from handlers.duties.outgoing import book
+from handlers.duties.outgoing import book, send
 from handlers.fees import fee_reserve
 from handlers.ports import Minted
 from handlers.records import Container, Outgoing, OutgoingState
@@ -66,5 +66,5 @@ async def _sweep_one(ctx: Context, row: Container, amount_msat: int) -> None:
         to_wallet=MAIN_WALLET,
     )
     await ctx.store.write(lambda tx: tx.outgoing.save(outgoing))
-    result = await ctx.wallet.pay(minted.bolt11, amount_msat, row.key)
+    result = await send(ctx, outgoing, row.key)
     await ctx.store.write(book, ctx.facts(), outgoing.payment_id, result)

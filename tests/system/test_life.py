@@ -1,0 +1,174 @@
+"""The life of an enclave, of real processes: power on, money, power cut, and back; and the parent never learns anything."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import trio
+
+from bot.adapters.nwc_wallet import NwcWallet
+from bot.clock import SystemClock
+from bot.devstack.sample import build_image
+from bot.devstack.stack import stack
+from bot.devstack.wallet import PATIENCE
+from bot.tools.client import CallRefused, NoAnswer, open_client
+from handlers.ports import PayStatus
+from nips.keys import SecretKey
+from nips.nip47 import parse_uri
+from tests.system.test_whole_stack import POLICY, needs_root
+
+pytestmark = [
+    pytest.mark.dockerd,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+# Dear enough that a balance changes by the second and not by much more.
+SLOW = POLICY | {"tariff": {"price_msat": 1_000, "interval_s": 10}}
+SECRET = "a tenant's own secret, 0123456789abcdef"
+
+
+class Person:
+    """A tenant with a wallet, who asks again when nobody answered."""
+
+    def __init__(self, on, me, wallet):
+        self.on, self.me, self.wallet = on, me, wallet
+
+    async def call(self, method, **params):
+        with trio.fail_after(60):
+            while True:
+                try:
+                    with trio.move_on_after(15):
+                        return await self.me.call(self.on.instance, method, **params)
+                except NoAnswer:
+                    pass
+                except CallRefused as refused:
+                    if "unavailable" not in str(refused):
+                        raise
+                await trio.sleep(0.2)
+
+    async def pay(self, invoice):
+        paid = await self.wallet.pay(invoice["invoice"], invoice["amount"], None)
+        assert paid.status is PayStatus.SETTLED
+
+    async def until_state(self, pubkey, state):
+        with trio.fail_after(60):
+            while (found := await self.call("info", pubkey=pubkey))["state"] != state:
+                await trio.sleep(0.2)
+        return found
+
+
+def asked_parent(on, *words):
+    command = [
+        sys.executable,
+        "-m",
+        "bot",
+        "parent",
+        *words,
+        "--config",
+        str(on.enclave.parent_config),
+        "--json",
+    ]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def files_of_parent(on):
+    folder = on.enclave.folder / "parent"
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+async def test_power_cut_and_back_signed_upgrade_and_one_that_is_not(record_property):
+    needs_root()
+    async with stack(lambda _: None, SLOW, has_parent=True) as on:
+        image = await on.ground.push("sample/hello", "1", build_image(volumes=()))
+        wallet = NwcWallet(
+            parse_uri(on.payer_uri()), SystemClock(), answer_s=5, relay_policy=PATIENCE
+        )
+        async with (
+            open_client(SecretKey.generate(), [on.relay_url]) as me,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(wallet.run)
+            await wallet.wait_ready()
+            tenant = Person(on, me, wallet)
+            began = trio.current_time()
+            deployed = await tenant.call(
+                "deploy", docker=image, units=1, amount_sat=500, env={"TOKEN": SECRET}
+            )
+            waited_ms = (trio.current_time() - began) * 1_000
+            pubkey = deployed["pubkey"]
+            await tenant.pay(deployed["invoice"])
+            await tenant.until_state(pubkey, "deployed")
+            unpaid = await tenant.call("topup", pubkey=pubkey, amount_sat=300)
+            identity, before = on.instance, await tenant.call("balance", pubkey=pubkey)
+
+            # Paid while nobody is there to hear it: the invoice was anchored before it left.
+            await on.enclave.cut_power()
+            began = trio.current_time()
+            await on.enclave.start()
+            assert identity == await on.enclave.ready()
+            back_s = trio.current_time() - began
+            await tenant.pay(unpaid["invoice"])
+            await tenant.until_state(pubkey, "deployed")
+            after = await _until_balance(tenant, pubkey, at_least=before["balance_sat"] + 290)
+            assert (
+                before["balance_sat"] + 250 <= after["balance_sat"] <= before["balance_sat"] + 300
+            )
+
+            # At the end of its life it saves itself: nothing at all is lost.
+            shut = await tenant.call("balance", pubkey=pubkey)
+            await on.enclave.stop()
+            said = on.enclave.said("the last checkpoint")
+            assert said[-1]["anchored"] is True
+            await on.enclave.cut_power()
+            on.enclave.image = await trio.to_thread.run_sync(on.enclave.changed_image)
+            await on.enclave.start(signed=False)
+            assert "hold none for this code" in await on.enclave.halted()
+            await on.enclave.stop()
+            assert any("hold none for this code" in line for line in asked_parent(on, "logs"))
+            await on.enclave.start()
+            assert identity == await on.enclave.ready(), "signed, the upgrade gets the key"
+            await tenant.until_state(pubkey, "deployed")
+            upgraded = await tenant.call("balance", pubkey=pubkey)
+            assert shut["balance_sat"] - 30 <= upgraded["balance_sat"] <= shut["balance_sat"]
+            stranger = await wallet.make_own_invoice(100_000, "back to me")
+            paid = await tenant.call("withdraw", pubkey=pubkey, invoice=stranger.bolt11)
+            assert "settled" == paid["state"]
+
+            status = await trio.to_thread.run_sync(asked_parent, on, "status")
+            assert ("up", "ready") == (status["enclave"], status["report"]["step"])
+            assert 0 <= status["backups"]["newest_s_ago"] < 120
+            _the_parent_knows_nothing(on, image, pubkey)
+            nursery.cancel_scope.cancel()
+    record_property(
+        "figure",
+        f"power on to ready, restored: {back_s:.1f} s; deploy answered after {waited_ms:.0f} ms",
+    )
+
+
+async def _until_balance(tenant, pubkey, at_least):
+    with trio.fail_after(30):
+        while (found := await tenant.call("balance", pubkey=pubkey))[
+            "balance_sat"
+        ] < at_least - 40:
+            await trio.sleep(0.3)
+    return found
+
+
+def _the_parent_knows_nothing(on, image, pubkey):
+    """Everything that it has, searched for whatever it must not have."""
+    kept = files_of_parent(on)
+    assert len(kept) > 3
+    everything = b"".join(kept.values()) + " ".join(str(path) for path in kept).encode()
+    hidden = [
+        SECRET,
+        image,
+        pubkey,
+        on.instance,
+        on.payer.reveal_secret().hex(),
+        "SQLite format",
+        "lnbc",
+    ]
+    for text in hidden:
+        assert text.encode() not in everything
+        if all(c in "0123456789abcdef" for c in text):
+            assert bytes.fromhex(text) not in everything
