@@ -94,6 +94,8 @@ class EngineConfig:
     publish_host: str = "0.0.0.0"  # noqa: S104 - tenants' ports are meant to be reached
     # The address under which published ports are announced.
     app_host: str = "127.0.0.1"
+    # Containers' disks are images of a fixed size in this folder. Without it nothing limits what they write.
+    disks: Path | None = None
     # False where netstack translates containers' addresses: two translations would compete for ports.
     masquerade: bool = True
 

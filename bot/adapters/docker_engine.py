@@ -4,17 +4,20 @@ What each container may do is in `bot.adapters.engine.walls`, where it lives in 
 what makes us believe in both in `bot.adapters.engine.proof`.
 """
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
 import requests
+import structlog
 import trio
 from docker.errors import APIError, DockerException, NotFound
 
+from bot.adapters.disks.disks import Disks
 from bot.adapters.engine.bridge import NAME as BRIDGE
 from bot.adapters.engine.bridge import Bridge, drop_own_networks, find_bridge
 from bot.adapters.engine.isolation import Isolation
@@ -38,6 +41,7 @@ from handlers.domain.plan import Found, Live
 from handlers.ports import CannotStart, Clock, ContainerSpec
 
 __all__ = ["HOST_NAME", "DockerConfig", "DockerEngine", "EngineUnusable"]
+log = structlog.get_logger()
 T = TypeVar("T")
 MAX_STARTS = 4
 MAX_LOG_BYTES, MAX_LOG_LINES = 1_000_000, 1_000
@@ -58,6 +62,7 @@ class DockerEngine:
         self._starts = trio.CapacityLimiter(MAX_STARTS)
         self._calls = trio.CapacityLimiter(8)
         self._kept_logs = KeptLogs(config.kept_logs)
+        self.disks = Disks(config.disks) if config.disks is not None else None
         self._place: tuple[Bridge, Isolation] | None = None
         self._finding = trio.Lock()
 
@@ -94,6 +99,8 @@ class DockerEngine:
         await self._images.tidy()
         await self._where()
         await self._call(partial(drop_own_networks, self._client, self._config))
+        if self.disks is None:
+            log.warning("nothing limits what containers write to disk: set [engine] disks")
         with closing(self._new_meter()) as meter:
             await Proof(self._client, self._config, meter).prove()
 
@@ -165,6 +172,22 @@ class DockerEngine:
             await (self._images.drop(image) if is_over else self._images.used(image))
         self._meter.expect_one(pubkey, None)
 
+    async def drop_disks_but(self, pubkeys: Sequence[str]) -> None:
+        """Disks of containers that are no more."""
+        if self.disks is not None:
+            names = [container_name(pubkey) for pubkey in pubkeys]
+            if dropped := await self._call(partial(self.disks.drop_all_but, names)):
+                log.info("disks dropped", containers=dropped)
+
+    async def standing(self) -> dict[str, str]:
+        """Containers of ours that run now: name → id."""
+        there = await self._call(partial(listed, self._client, self._config))
+        return {
+            container_name(pubkey): cid
+            for pubkey, (cid, have) in there.items()
+            if have.live is Live.RUNNING
+        }
+
     async def logs(self, pubkey: str, lines: int) -> str:
         return await self._call(partial(self._logs, pubkey, lines))
 
@@ -214,6 +237,8 @@ class DockerEngine:
                 raise
             # It is there already: stopped, or made before a crash.
             container_id = str(api.inspect_container(name)["Id"])
+        if self.disks is not None:
+            self._put_on_disks(self.disks, spec, container_id)
         api.start(container_id)
         try:
             isolation.isolate_all()
@@ -238,8 +263,9 @@ class DockerEngine:
             self._config.labels(spec.pubkey),
         )
         volumes = {f"{name}-{index}": path for index, path in enumerate(spec.volumes)}
-        for volume in volumes:
-            self._client.volumes.create(volume, labels=labels)
+        for index, volume in enumerate(volumes):
+            options = self._volume_options(spec, index)
+            self._client.volumes.create(volume, labels=labels, driver_opts=options)
         host = self._config.publish_host
         made: dict[str, Any] = api.create_container(
             image_id,
@@ -259,6 +285,25 @@ class DockerEngine:
         )
         return made
 
+    def _volume_options(self, spec: ContainerSpec, index: int) -> dict[str, str]:
+        """Bound to our folder by the driver, which fills it from the image and gives it the image's owner."""
+        if self.disks is None:
+            return {}
+        name, size = container_name(spec.pubkey), spec.limits.volume_bytes
+        with _disk_faults():
+            folder = self.disks.volume(name, index, size)
+        return {"type": "none", "o": "bind", "device": str(folder)}
+
+    def _put_on_disks(self, disks: Disks, spec: ContainerSpec, container_id: str) -> None:
+        name, limits = container_name(spec.pubkey), spec.limits
+        driver = self._client.api.inspect_container(container_id)["GraphDriver"]
+        if driver["Name"] != "overlay2":
+            raise DockerException(f"disks need Docker's overlay2, not {driver['Name']}")
+        with _disk_faults():
+            for index, _ in enumerate(spec.volumes):
+                disks.volume(name, index, limits.volume_bytes)
+            disks.layer(name, Path(driver["Data"]["UpperDir"]).parent, limits.disk_bytes)
+
     def _halt(self, pubkey: str, grace_s: int) -> None:
         try:
             self._client.containers.get(container_name(pubkey)).stop(timeout=grace_s)
@@ -277,12 +322,16 @@ class DockerEngine:
             left = (container.labels.get(IMAGE, ""), ran)
         except NotFound:
             pass
+        if self.disks is not None:
+            self.disks.drop_layer(container_name(pubkey))
         if keep_volumes:
             return left
         self._kept_logs.forget(pubkey)
         ours = {"label": [self._config.ours, f"{PUBKEY}={pubkey}"]}
         for volume in self._client.volumes.list(filters=ours):
             volume.remove(force=True)
+        if self.disks is not None:
+            self.disks.drop(container_name(pubkey))
         return left
 
     def _logs(self, pubkey: str, lines: int) -> str:
@@ -313,3 +362,11 @@ class DockerEngine:
         if state.get("OOMKilled"):
             return "it ran out of memory"
         return f"it does not stay up: exit code {state.get('ExitCode')}"
+
+
+@contextmanager
+def _disk_faults() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DockerException(f"no disk can be made for it now: {error.strerror}") from error

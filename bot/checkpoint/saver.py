@@ -5,7 +5,7 @@ then `settle` deletes what no kept checkpoint names. A crash between any two of 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -74,9 +74,12 @@ class Saver:
         return not any(ref.pack in self._worn for ref in self._last.indexes[name].values())
 
     async def save(
-        self, changed: Sequence[Snapshot], same: Sequence[str], secret: bytes, now: int
+        self, changed: Iterable[Snapshot], same: Sequence[str], secret: bytes, now: int
     ) -> Saved:
         """Put a checkpoint with what changed, and with files of the last one that did not. All others are gone.
+
+        ``changed`` may be made one after another, in a worker thread, when it is their turn; ``same`` is looked at after
+        that, so it may grow meanwhile.
 
         Raises `BlobsFailed`; then nothing counts as put, and the next one begins upon the last again.
         """
@@ -88,7 +91,7 @@ class Saver:
             raise
 
     async def _save(
-        self, changed: Sequence[Snapshot], same: Sequence[str], secret: bytes, now: int
+        self, changed: Iterable[Snapshot], same: Sequence[str], secret: bytes, now: int
     ) -> Saved:
         entries, indexes, size = await self._put_packs(changed)
         if self._last is not None:
@@ -114,7 +117,7 @@ class Saver:
         return Saved(self._last, size + len(raw))
 
     async def _put_packs(
-        self, changed: Sequence[Snapshot]
+        self, changed: Iterable[Snapshot]
     ) -> tuple[list[Entry], dict[str, Index], int]:
         """One is sealed while another is put. Raises `BlobsFailed`."""
         send, receive = trio.open_memory_channel[Pack](_WAITING_PACKS)
@@ -140,7 +143,7 @@ class Saver:
 
     async def _seal(
         self,
-        changed: Sequence[Snapshot],
+        changed: Iterable[Snapshot],
         send: trio.MemorySendChannel[Pack],
         packed: list[tuple[Entry, Index]],
     ) -> None:

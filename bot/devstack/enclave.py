@@ -29,6 +29,7 @@ ESCROW_SERVICES = 3
 READY_S = 90
 # The last checkpoint is made meanwhile.
 STOP_S = 40
+DISKS_BYTES = 1 << 30
 
 
 @dataclass
@@ -58,7 +59,11 @@ class Enclave:
         """What ``enclaved`` must be told about its attestation and escrow."""
         attestation = {"nsm": str(self.folder / "nsm.sock"), "development_root": str(self.root)}
         if self.has_parent:
-            return {"attestation": attestation, "parent": {"address": self._parent_address}}
+            return {
+                "attestation": attestation,
+                "parent": {"address": self._parent_address},
+                "engine": {"disks": str(self._disks)},
+            }
         return {"attestation": attestation | {"meta_file": str(self.folder / "meta.json")}}
 
     @property
@@ -88,6 +93,27 @@ class Enclave:
         program = Program("parent", command, after=("registry",), ready=ready)
         await self.on.supervisor.start(self.on.nursery, program)
 
+    @property
+    def _disks(self) -> Path:
+        return self.folder / "disks"
+
+    async def make_disks(self) -> None:
+        """Memory for containers' disks, in the engine's mount namespace."""
+        self._disks.mkdir()
+        size = f"size={DISKS_BYTES},mode=711"
+        await trio.run_process(
+            self.on.engine.enter(["mount", "-t", "tmpfs", "-o", size, "disks", str(self._disks)])
+        )
+
+    async def _empty_disks(self) -> None:
+        forget = (
+            'docker -H "$0" ps -aq | xargs -r docker -H "$0" rm -f -v; docker -H "$0" volume prune -f;'
+            ' grep -o "$1/at/[^ ]*" /proc/mounts | xargs -r umount; find "$1" -type f -delete'
+        )
+        socket = f"unix://{self.on.place.socket}"
+        command = self.on.engine.enter(["sh", "-c", forget, socket, str(self._disks)])
+        await trio.run_process(command, capture_stdout=True)
+
     async def cut_power(self) -> None:
         """kill -9, and whatever was in the enclave's memory is gone: its files, and every container.
 
@@ -95,14 +121,11 @@ class Enclave:
         """
         await self.on.supervisor.kill("enclaved")
         await self.on.supervisor.halt("nsm")
+        await self._empty_disks()
         state = self.folder / "state"
         for path in await trio.to_thread.run_sync(lambda: list(state.iterdir())):
             if path.is_file() and not path.name.startswith("relay.sqlite"):
                 path.unlink()
-        remove = 'docker -H "$0" ps -aq | xargs -r docker -H "$0" rm -f -v; docker -H "$0" volume prune -f'
-        await trio.run_process(
-            ["sh", "-c", remove, f"unix://{self.on.place.socket}"], capture_stdout=True
-        )
 
     async def start(self, *, signed: bool = True) -> None:
         """The module with the image's measurements, then ``enclaved``; returns when its relay listens."""

@@ -59,13 +59,16 @@ async def stack(
         _write_secret(folder / "wallet.uri", format_uri(wallet.pubkey, relay_url, client))
         config = folder / "enclaved.toml"
         enclave = await found_enclave(on, config, relay_url, has_parent=has_parent)
-        told = _configuration(on, relay_url, public_url, policy) | enclave.configuration()
+        told = _configuration(on, relay_url, public_url, policy)
+        for name, section in enclave.configuration().items():
+            told[name] = told.get(name, {}) | section
         told["relays"]["embedded_limits"] = relay_limits or {}
         told["registry"]["plain_http"] += registries
         config.write_text(_toml(told))
         if has_parent:
             say("starting the parent, which keeps what it cannot read")
             await enclave.start_parent()
+            await enclave.make_disks()
         say("starting enclaved in its image, with its embedded relay")
         await enclave.start()
         say("starting a dev key escrow (three keycrux services, two must come together)")

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 import bot.server.http.server
+from bot.adapters.disks.copies import DiskCopies
 from bot.adapters.docker_engine import HOST_NAME, DockerConfig, DockerEngine
 from bot.adapters.enclave_network import EnclaveNetwork
 from bot.adapters.engine.room import make_room, shortages
@@ -25,7 +26,7 @@ from bot.adapters.relay_events import RelayEvents
 from bot.adapters.seen_store import SeenStore
 from bot.adapters.store.sqlite import SqliteStore
 from bot.boot.identity import only_one
-from bot.boot.put_back import put_back
+from bot.boot.put_back import Folders, put_back
 from bot.boot.unlock import Halted
 from bot.boot.wake import Awake, parent_of, tell_parent, wake
 from bot.checkpoint.restore import Progress
@@ -34,7 +35,7 @@ from bot.config import Config
 from bot.relay.gate import raise_descriptor_limit
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
-from bot.server.checkpoints import Checkpointer
+from bot.server.checkpoints import Checkpointer, EngineDisks
 from bot.server.doors.container import ContainerDoor
 from bot.server.inbox import Inbox
 from bot.server.intake import catch_up, feed, run_pump, run_requests, subscribe
@@ -44,6 +45,7 @@ from bot.server.parts import App, TrioNudges
 from bot.server.reports import run_reports
 from handlers.alarms import Alarm, Alarms
 from handlers.context import Context, OnThisDisk, Presence
+from handlers.domain.lifecycle import State
 from nips.event import VerifiedEvent
 from nips.keys import SecretKey
 from nips.relay_url import normal_url
@@ -113,7 +115,8 @@ async def _restored(config: Config, awake: Awake, clock: SystemClock) -> Checkpo
     """Files back from the last checkpoint, and whoever makes the next ones; None where the disk is our own."""
     if awake.unlocked is None or not config.parent.address:
         return None
-    await put_back(awake.unlocked, config.server.state_dir, Progress())
+    folders = Folders(config.server.state_dir, config.engine.disks)
+    await put_back(awake.unlocked, folders, Progress())
     tell = partial(tell_parent, config)
     return Checkpointer(awake.unlocked, config.server.state_dir, clock, tell)
 
@@ -232,6 +235,7 @@ def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
         engine.publish_host,
         engine.masquerade,
         config.server.state_dir / "logs",
+        engine.disks,
     )
 
 
@@ -277,6 +281,22 @@ def _see_to_room(config: Config) -> None:
         )
 
 
+async def _copy_disks_too(app: App, checkpointer: Checkpointer) -> None:
+    if app.engine.disks is None:
+        return
+    copies = DiskCopies(app.engine.disks, app.config.engine.cgroup_parent)
+    disks = EngineDisks(app.engine, copies)
+    await disks.thaw()
+    checkpointer.with_disks(disks)
+
+
+async def _tidy_disks(app: App) -> None:
+    """Of containers that ended while we were away."""
+    rows = await app.ctx.store.read(lambda tx: tx.containers.list_in(tuple(State)))
+    left = [row.pubkey for row in rows if row.state is not State.STOPPED]
+    await app.engine.drop_disks_but(left)
+
+
 async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Run until cancelled. Reports readiness when requests are answered."""
     await app.engine.check()
@@ -305,6 +325,7 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
                 app.config.http.port,
                 app.config.http.callbacks_per_minute,
             )
+        await _tidy_disks(app)
         await look_at_engine(app)
         if app.config.containers.port:
             place = app.config.containers
@@ -314,6 +335,7 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
         nursery.start_soon(run_hints, app)
         nursery.start_soon(run_escrow, app)
         if app.checkpointer is not None:
+            await _copy_disks_too(app, app.checkpointer)
             nursery.start_soon(app.checkpointer.run)
         if (parent := parent_of(app.config)) is not None:
             # Its word ends the service, not the enclave's life: the last checkpoint follows.

@@ -5,18 +5,21 @@ wanted ─ snapshot ─ put ─ anchor ─ done        whoever waits for a check
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import structlog
 import trio
 
+from bot.adapters.disks.copies import Copying, DiskCopies
+from bot.adapters.disks.disks import LAYER, VOLUMES
+from bot.adapters.docker_engine import DockerEngine
 from bot.boot.secret import encode_secret
 from bot.boot.unlock import Halted, Unlocked
 from bot.checkpoint.blobs import BlobsFailed
 from bot.checkpoint.packer import Snapshot
-from bot.checkpoint.saver import Saver
 from bot.checkpoint.scan import scan_database
 from bot.clock import Clock
 from bot.server.nudge import Nudge
@@ -45,6 +48,25 @@ class Newest:
     at_s: float
 
 
+class EngineDisks:
+    """Containers' disks as the engine has them this moment."""
+
+    def __init__(self, engine: DockerEngine, copies: DiskCopies) -> None:
+        self._engine, self._copies = engine, copies
+
+    async def thaw(self) -> None:
+        """A process of ours that died in the middle of a copy left a container standing still."""
+        await trio.to_thread.run_sync(self._copies.thaw, await self._engine.standing())
+
+    async def copies(self, copying: Copying, is_kept: Callable[[str], bool]) -> Iterator[Snapshot]:
+        """As `DiskCopies.take`, to be iterated in a worker thread."""
+        return self._copies.take(copying, await self._engine.standing(), is_kept)
+
+    def kept(self, copying: Copying) -> None:
+        """They are in a checkpoint now."""
+        self._copies.kept(copying)
+
+
 class Checkpointer:
     """`handlers.ports.Durability`."""
 
@@ -62,7 +84,12 @@ class Checkpointer:
         self._over = trio.Event()
         self._digests: dict[str, str] = {}
         self._next_full_s = trio.current_time()
+        self._disks: EngineDisks | None = None
         self.newest: Newest | None = None
+
+    def with_disks(self, disks: EngineDisks) -> None:
+        """Copy containers' disks as well, from now on: once there is an engine."""
+        self._disks = disks
 
     async def reached(self) -> bool:
         self._wanted += 1
@@ -108,11 +135,7 @@ class Checkpointer:
 
     async def _save(self, *, full: bool) -> bool:
         keeper, saver = self._unlocked.keeper, self._unlocked.saver
-        names = (BOOKS, *OTHERS) if full else (BOOKS,)
-        changed = [s for name in names if (s := await self._changed(saver, name)) is not None]
-        put_bytes = 0
-        if changed or saver.last is None:
-            put_bytes = await self._put(saver, changed)
+        put_bytes = await (self._put_all() if full else self._put_books())
         assert saver.last is not None  # noqa: S101 - boot made the first one
         head = saver.last.head
         refreshed = await keeper.anchor(head)
@@ -131,26 +154,55 @@ class Checkpointer:
             await self._tell(OVERTAKEN)
             raise Halted(OVERTAKEN)
 
-    async def _put(self, saver: Saver, changed: Sequence[Snapshot]) -> int:
-        fresh = {snapshot.name for snapshot in changed}
-        same = (
-            [e.name for e in saver.last.manifest.entries if e.name not in fresh]
-            if saver.last
-            else []
-        )
+    async def _put_books(self) -> int:
+        """The books alone, upon all else as it was; how many bytes, none when nothing was written since."""
+        books, last = await self._changed(BOOKS), self._unlocked.saver.last
+        if books is None:
+            return 0
+        same = [e.name for e in last.manifest.entries if e.name != BOOKS] if last else []
+        return await self._put([books], same)
+
+    async def _put_all(self) -> int:
+        """Everything that changed. Disks are copied in their turn, so that only one container's are in memory."""
+        names = (BOOKS, *OTHERS)
+        found = [snapshot for name in names if (snapshot := await self._changed(name)) is not None]
+        fresh = {snapshot.name for snapshot in found}
+        copying = Copying(same=[name for name in names if name not in fresh])
+        disks: Iterator[Snapshot] = iter(())
+        if self._disks is not None:
+            disks = await self._disks.copies(copying, self._unlocked.saver.is_kept)
+        put_bytes = await self._put(chain(found, disks), copying.same)
+        if self._disks is not None:
+            self._disks.kept(copying)
+        return put_bytes
+
+    async def _put(self, snapshots: Iterable[Snapshot], same: Sequence[str]) -> int:
+        digests: dict[str, str] = {}
         secret = replace(self._unlocked.secret, holders=self._unlocked.keeper.holders)
-        saved = await saver.save(changed, same, encode_secret(secret), self._clock.now())
-        self._digests |= {snapshot.name: _digest(snapshot) for snapshot in changed}
-        log.info("checkpoint", number=saved.state.head.number, bytes=saved.put_bytes)
+        saved = await self._unlocked.saver.save(
+            _digested(snapshots, digests), same, encode_secret(secret), self._clock.now()
+        )
+        self._digests |= digests
+        disks = sum(name.endswith((LAYER, VOLUMES)) for name in saved.state.indexes)
+        log.info("checkpoint", number=saved.state.head.number, bytes=saved.put_bytes, disks=disks)
         return saved.put_bytes
 
-    async def _changed(self, saver: Saver, name: str) -> Snapshot | None:
-        """The file as it is, unless the last checkpoint has it so."""
+    async def _changed(self, name: str) -> Snapshot | None:
+        """The database as it is, unless the last checkpoint has it so."""
         snapshot = await trio.to_thread.run_sync(scan_database, self._state / name, name)
-        is_same = self._digests.get(name) == _digest(snapshot) and saver.is_kept(name)
+        is_same = self._digests.get(name) == _digest(snapshot) and self._unlocked.saver.is_kept(
+            name
+        )
         return None if is_same else snapshot
 
 
+def _digested(snapshots: Iterable[Snapshot], digests: dict[str, str]) -> Iterator[Snapshot]:
+    """The same, with the digests of databases noted."""
+    for snapshot in snapshots:
+        if snapshot.name in (BOOKS, *OTHERS):
+            digests[snapshot.name] = _digest(snapshot)
+        yield snapshot
+
+
 def _digest(snapshot: Snapshot) -> str:
-    ((_, raw),) = snapshot.parts
-    return hashlib.sha256(raw).hexdigest()
+    return hashlib.sha256(snapshot.parts[0][1]).hexdigest()

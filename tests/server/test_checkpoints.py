@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 import trio
 
-from bot.boot.put_back import put_back
+from bot.boot.put_back import Folders, put_back
 from bot.boot.unlock import Halted, Unlocker
 from bot.checkpoint.blobs import is_manifest_name
 from bot.checkpoint.restore import Progress
@@ -58,7 +58,7 @@ async def test_who_waits_is_told_when_it_would_be_restored(place, escrow, nurser
     write(folder, 2)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    await put_back(await boot(), elsewhere, Progress())
+    await put_back(await boot(), Folders(elsewhere, None), Progress())
     assert ([1], []) == (written(elsewhere), written(elsewhere, OTHERS[0]))
 
 
@@ -153,7 +153,7 @@ async def test_what_is_there_is_newer_than_any_copy_and_stays(place, escrow, tmp
     write(folder, 1)
     assert await checkpointer.last()
     write(folder, 2)
-    await put_back(await boot(), folder, Progress())
+    await put_back(await boot(), Folders(folder, None), Progress())
     assert [1, 2] == written(folder)
 
 
@@ -168,5 +168,5 @@ async def test_a_restore_that_fails_in_the_middle_leaves_no_file(place, escrow, 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with pytest.raises(Halted, match="not what was put there"):
-        await put_back(unlocked, elsewhere, Progress())
+        await put_back(unlocked, Folders(elsewhere, None), Progress())
     assert not (elsewhere / BOOKS).exists()

@@ -27,6 +27,14 @@ SLOW = POLICY | {"tariff": {"price_msat": 1_000, "interval_s": 10}}
 SECRET = "a tenant's own secret, 0123456789abcdef"
 
 
+# Goes on counting where it stopped, in its volume and in its writable layer, and says from where.
+COUNTS = (
+    "for f in /data/n /n; do [ -e $f ] || echo 0 >$f; done; echo begin volume $(cat /data/n) layer $(cat /n); "
+    "while :; do for f in /data/n /n; do echo $(($(cat $f) + 1)) >$f; done; "
+    "echo count volume $(cat /data/n) layer $(cat /n); sleep 0.5; done"
+)
+
+
 class Person:
     """A tenant with a wallet, who asks again when nobody answered."""
 
@@ -79,7 +87,7 @@ def files_of_parent(on):
 async def test_power_cut_and_back_signed_upgrade_and_one_that_is_not(record_property):
     needs_root()
     async with stack(lambda _: None, SLOW, has_parent=True) as on:
-        image = await on.ground.push("sample/hello", "1", build_image(volumes=()))
+        image = await on.ground.push("sample/counts", "1", build_image(COUNTS))
         wallet = NwcWallet(
             parse_uri(on.payer_uri()), SystemClock(), answer_s=5, relay_policy=PATIENCE
         )
@@ -99,6 +107,8 @@ async def test_power_cut_and_back_signed_upgrade_and_one_that_is_not(record_prop
             await tenant.pay(deployed["invoice"])
             await tenant.until_state(pubkey, "deployed")
             unpaid = await tenant.call("topup", pubkey=pubkey, amount_sat=300)
+            counted = await _counted(tenant, pubkey, "volume", at_least=4)
+            await _next_full_checkpoint(on)
             identity, before = on.instance, await tenant.call("balance", pubkey=pubkey)
 
             # Paid while nobody is there to hear it: the invoice was anchored before it left.
@@ -109,6 +119,9 @@ async def test_power_cut_and_back_signed_upgrade_and_one_that_is_not(record_prop
             back_s = trio.current_time() - began
             await tenant.pay(unpaid["invoice"])
             await tenant.until_state(pubkey, "deployed")
+            for where in ("volume", "layer"):
+                begun = await _begun(tenant, pubkey, where)
+                assert counted - 2 <= begun, f"{where} is as of the checkpoint"
             after = await _until_balance(tenant, pubkey, at_least=before["balance_sat"] + 290)
             assert (
                 before["balance_sat"] + 250 <= after["balance_sat"] <= before["balance_sat"] + 300
@@ -143,6 +156,38 @@ async def test_power_cut_and_back_signed_upgrade_and_one_that_is_not(record_prop
         "figure",
         f"power on to ready, restored: {back_s:.1f} s; deploy answered after {waited_ms:.0f} ms",
     )
+
+
+async def _words(tenant, pubkey):
+    return [
+        line.split() for line in (await tenant.call("logs", pubkey=pubkey))["logs"].splitlines()
+    ]
+
+
+async def _counted(tenant, pubkey, where, at_least):
+    """How far it has come, once it has come that far."""
+    with trio.fail_after(30):
+        while True:
+            found = [words for words in await _words(tenant, pubkey) if "count" in words]
+            if found and (count := int(found[-1][found[-1].index(where) + 1])) >= at_least:
+                return count
+            await trio.sleep(0.3)
+
+
+async def _begun(tenant, pubkey, where):
+    """Where it began counting, the last time that it was started."""
+    with trio.fail_after(30):
+        while not (found := [w for w in await _words(tenant, pubkey) if "begin" in w]):
+            await trio.sleep(0.3)
+    return int(found[-1][found[-1].index(where) + 1])
+
+
+async def _next_full_checkpoint(on):
+    """Everybody's disks go with the minute's checkpoint."""
+    before = len(on.enclave.said("checkpoint"))
+    with trio.fail_after(90):
+        while not any(r["disks"] for r in on.enclave.said("checkpoint")[before:]):
+            await trio.sleep(0.5)
 
 
 async def _until_balance(tenant, pubkey, at_least):

@@ -3,10 +3,12 @@
 Both layouts: one tree per controller (v1), or one tree (v2). ``parent`` is as given to dockerd.
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
+_STEP_S = 0.0005
 _PROCESSES = (_ROOT / "cpuacct", _ROOT / "memory", _ROOT)
 # A v1 file, else a v2 file.
 _MEMORY = ("memory/{}/memory.limit_in_bytes", "{}/memory.max")
@@ -53,3 +55,35 @@ def _number(where: str, files: tuple[str, str]) -> int | None:
             continue
         return int(word) if word.isdecimal() else None
     return None
+
+
+class DoesNotStandStill(Exception):
+    """A container's processes did not all stop in time; they run on."""
+
+
+class Freezer:
+    """A container's processes, stopped where they are. Blocking; raises `DoesNotStandStill`, and OSError where there is
+    no such container."""
+
+    def __init__(self, parent: str, container_id: str) -> None:
+        where = place(parent, container_id)
+        v1 = _ROOT / "freezer" / where / "freezer.state"
+        self._is_v1 = v1.exists()
+        self._switch = v1 if self._is_v1 else _ROOT / where / "cgroup.freeze"
+
+    def freeze(self, within_s: float) -> None:
+        self._switch.write_text("FROZEN" if self._is_v1 else "1")
+        end = time.monotonic() + within_s
+        while not self.is_frozen():
+            if time.monotonic() > end:
+                self.thaw()
+                raise DoesNotStandStill(f"not within {within_s} s")
+            time.sleep(_STEP_S)
+
+    def is_frozen(self) -> bool:
+        if self._is_v1:
+            return self._switch.read_text().strip() == "FROZEN"
+        return "frozen 1" in self._switch.with_name("cgroup.events").read_text()
+
+    def thaw(self) -> None:
+        self._switch.write_text("THAWED" if self._is_v1 else "0")

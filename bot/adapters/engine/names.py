@@ -25,6 +25,8 @@ class DockerConfig:
     masquerade: bool = True
     # Where logs of containers that are made anew are kept; None: nowhere.
     kept_logs: Path | None = None
+    # Where containers' disks lie, each an image of a fixed size; None: they are the engine's own folders, without limit.
+    disks: Path | None = None
 
     @property
     def ours(self) -> str:
