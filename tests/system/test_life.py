@@ -50,9 +50,9 @@ class Person:
                 except NoAnswer:
                     pass
                 except CallRefused as refused:
-                    if "unavailable" not in str(refused):
+                    if not any(word in str(refused) for word in ("unavailable", "slow down")):
                         raise
-                await trio.sleep(0.2)
+                await trio.sleep(0.5)
 
     async def pay(self, invoice):
         paid = await self.wallet.pay(invoice["invoice"], invoice["amount"], None)
