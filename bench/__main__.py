@@ -1,8 +1,8 @@
-"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc relay start crowd metering images``."""
+"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc relay start crowd metering images checkpoint``."""
 
 import sys
 
-from bench import attestation, crowd, images, metering, relay, rpc, start
+from bench import attestation, checkpoint, crowd, images, metering, relay, rpc, start
 
 ALL = {
     "attestation": attestation.run,
@@ -12,6 +12,7 @@ ALL = {
     "crowd": crowd.run,
     "metering": metering.run,
     "images": images.run,
+    "checkpoint": checkpoint.run,
 }
 
 

@@ -26,7 +26,8 @@ from keycrux_client.shares import Head
 KEPT = 3
 # A pack of which less is alive is not referred to any more: what it still holds is packed again.
 LEAST_ALIVE = 1 / 3
-_WAITING_PACKS = 1
+# So many are on their way at once: while one waits for the keeper's disk, another is sent, and a next one sealed.
+_PUTS = 3
 
 
 @dataclass(frozen=True)
@@ -120,26 +121,29 @@ class Saver:
         self, changed: Iterable[Snapshot]
     ) -> tuple[list[Entry], dict[str, Index], int]:
         """One is sealed while another is put. Raises `BlobsFailed`."""
-        send, receive = trio.open_memory_channel[Pack](_WAITING_PACKS)
+        send, receive = trio.open_memory_channel[Pack](0)
         packed: list[tuple[Entry, Index]] = []
-        size, failed = 0, None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._seal, changed, send, packed)
-            async with receive:
-                try:
-                    async for pack in receive:
-                        size += await self._put_pack(pack)
-                except BlobsFailed as error:
-                    failed = error
-                    nursery.cancel_scope.cancel()
-        if failed is not None:
-            raise failed
-        return [e for e, _ in packed], {entry.name: index for entry, index in packed}, size
+        sizes: dict[bytes, int] = {}
+        failed: list[BlobsFailed] = []
 
-    async def _put_pack(self, pack: Pack) -> int:
-        await self._blobs.put(pack_name(pack.name), pack.parts)
-        self._sizes[pack.name] = sum(map(len, pack.parts))
-        return self._sizes[pack.name]
+        async def put() -> None:
+            try:
+                async for pack in receive:
+                    await self._blobs.put(pack_name(pack.name), pack.parts)
+                    sizes[pack.name] = sum(map(len, pack.parts))
+            except BlobsFailed as error:
+                failed.append(error)
+                nursery.cancel_scope.cancel()
+
+        async with receive, trio.open_nursery() as nursery:
+            nursery.start_soon(self._seal, changed, send, packed)
+            for _ in range(_PUTS):
+                nursery.start_soon(put)
+        if failed:
+            raise failed[0]
+        self._sizes |= sizes
+        indexes = {entry.name: index for entry, index in packed}
+        return [entry for entry, _ in packed], indexes, sum(sizes.values())
 
     async def _seal(
         self,
