@@ -30,6 +30,8 @@ need nsenter util-linux
 need sysctl procps
 need tini tini
 need rclone rclone # where the parent copies checkpoints to
+need age age       # make bench
+need restic restic # make bench
 need shellcheck shellcheck
 [ -e /usr/include/libnetfilter_queue/libnetfilter_queue.h ] || missing+=(libnetfilter-queue-dev)
 [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1 || missing+=(busybox-static)
