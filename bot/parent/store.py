@@ -43,8 +43,14 @@ class BlobStore:
     async def put(self, name: str, pieces: AsyncIterator[bytes]) -> None:
         """Of two that put the same name at once, the one that ends later stays."""
         with self._folder.incoming(name) as blob:
-            async for some in _gathered(pieces):
-                await trio.to_thread.run_sync(blob.write, some)
+            some = bytearray()
+            async for piece in pieces:
+                some += piece
+                # A way to a thread and back for each piece would cost more than the piece.
+                if len(some) >= WRITE_BYTES:
+                    await trio.to_thread.run_sync(blob.write, bytes(some))
+                    some.clear()
+            await trio.to_thread.run_sync(blob.write, bytes(some))
             await trio.to_thread.run_sync(blob.keep)
         if self._remote is not None:
             self._remote.changed(name)
@@ -69,17 +75,6 @@ class BlobStore:
         stats = [(path.name, path.stat()) for path in self._folder.path.iterdir()]
         newest = [stat.st_mtime for name, stat in stats if is_manifest_name(name)]
         return Kept(len(stats), sum(stat.st_size for _, stat in stats), max(newest, default=None))
-
-
-async def _gathered(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """A way to a thread and back for each piece would cost more than the piece."""
-    some = bytearray()
-    async for piece in pieces:
-        some += piece
-        if len(some) >= WRITE_BYTES:
-            yield bytes(some)
-            some.clear()
-    yield bytes(some)
 
 
 class Remote:
