@@ -60,8 +60,13 @@ class _Seen:
     """What one look at the keeper and escrow showed. ``manifests``: by the keys that open them."""
 
     backup: Backup
-    was_begun: bool
+    there: tuple[str, ...]
     manifests: dict[DiskKey, tuple[Manifest, Head]]
+
+    @property
+    def was_begun(self) -> bool:
+        """Whether somebody made a checkpoint here once."""
+        return any(map(is_manifest_name, self.there))
 
 
 async def _nobody(_: str) -> None:
@@ -88,14 +93,14 @@ class Unlocker:
             case Restore():
                 return await self._restore(decision, seen, heard)
             case CreateFresh():
-                return await self._create(heard, forgetting=decision.forgetting)
+                return await self._create(seen, heard, forgetting=decision.forgetting)
             case Halt():
                 raise Halted(decision.reason)
 
     async def _decide(self) -> tuple[Restore | CreateFresh | Halt, _Seen, int]:
         """Asked again and again, while another answer is possible; and how many services answer."""
         decision: Restore | CreateFresh | Halt = Halt("escrow was not asked yet", retry=True)
-        waits, seen, heard, told = _waits(), _Seen(Backup.UNKNOWN, False, {}), 0, ""
+        waits, seen, heard, told = _waits(), _Seen(Backup.UNKNOWN, (), {}), 0, ""
         with trio.move_on_after(self.halt_after_s):
             while True:
                 decision, seen, heard = await self._decide_once()
@@ -130,7 +135,7 @@ class Unlocker:
     async def _look(self, replies: list[GetReply]) -> _Seen:
         try:
             claimed = await self.blobs.get(BACKUP, MOST_BACKUP_BYTES) is not None
-            was_begun = any(map(is_manifest_name, await self.blobs.names()))
+            there = tuple(await self.blobs.names())
             values = [value for reply in replies if (value := stored_in(reply)) is not None]
             manifests = {
                 found.key: (manifest, found.newest)
@@ -140,8 +145,8 @@ class Unlocker:
             }
         except BlobsFailed as error:
             log.warning("the keeper of our backup does not answer", reason=str(error))
-            return _Seen(Backup.UNKNOWN, False, {})
-        return _Seen(Backup.PRESENT if claimed else Backup.ABSENT, was_begun, manifests)
+            return _Seen(Backup.UNKNOWN, (), {})
+        return _Seen(Backup.PRESENT if claimed else Backup.ABSENT, there, manifests)
 
     async def _manifest(self, key: DiskKey, head: Head) -> Manifest | None:
         try:
@@ -159,14 +164,14 @@ class Unlocker:
         except (BadCheckpoint, BlobsFailed) as error:
             raise Halted(f"the backup cannot be read: {error}") from error
         secret = replace(secret, split=_split_for(secret.split, decision.key, heard))
-        saver = Saver(sealer, self.blobs, head.epoch + 1, state)
+        saver = Saver(sealer, self.blobs, head.epoch + 1, state, seen.there)
         return await self._go_on(decision.key, secret, sealer, saver, secret.holders)
 
-    async def _create(self, heard: int, *, forgetting: bool) -> Unlocked:
+    async def _create(self, seen: _Seen, heard: int, *, forgetting: bool) -> Unlocked:
         key = DiskKey.generate()
         sealer = Sealer(key)
         secret = Secret(SecretKey.generate(), make_split(key, heard))
-        saver = Saver(sealer, self.blobs, 1, None)
+        saver = Saver(sealer, self.blobs, 1, None, seen.there)
         unlocked = await self._go_on(
             key, secret, sealer, saver, {}, forget=forgetting, is_fresh=True
         )

@@ -53,10 +53,21 @@ class Saved:
 
 
 class Saver:
-    """``last`` is what was restored, or None for the first checkpoint of a new state."""
+    """``last`` is what was restored, or None for the first checkpoint of a new state. ``there``: what the keeper listed
+    before this life put anything; what of it nobody needs is deleted in time."""
 
-    def __init__(self, sealer: Sealer, blobs: Blobs, epoch: int, last: State | None) -> None:
+    def __init__(
+        self,
+        sealer: Sealer,
+        blobs: Blobs,
+        epoch: int,
+        last: State | None,
+        there: Iterable[str] = (),
+    ) -> None:
         self._sealer, self._blobs, self._epoch, self._last = sealer, blobs, epoch, last
+        # Of earlier lives and of ours. Never asked for again: a later life may have begun beside us, whose blobs we do
+        # not know, and must not delete.
+        self._there = {name for name in there if is_pack_name(name) or is_manifest_name(name)}
         self._kept: list[State] = [last] if last else []
         self._number = last.head.number if last else 0
         self._sizes: dict[bytes, int] = dict(last.manifest.packs) if last else {}
@@ -112,7 +123,7 @@ class Saver:
         )
         raw = self._sealer.seal_manifest(encode_manifest(manifest))
         digest = digest_of(raw)
-        await self._blobs.put(manifest_name(digest), [raw])
+        await self._put_blob(manifest_name(digest), [raw])
         self._last = State(manifest, Head(self._epoch, self._number, digest), indexes)
         self._kept.append(self._last)
         return Saved(self._last, size + len(raw))
@@ -129,7 +140,7 @@ class Saver:
         async def put() -> None:
             try:
                 async for pack in receive:
-                    await self._blobs.put(pack_name(pack.name), pack.parts)
+                    await self._put_blob(pack_name(pack.name), pack.parts)
                     sizes[pack.name] = sum(map(len, pack.parts))
             except BlobsFailed as error:
                 failed.append(error)
@@ -144,6 +155,11 @@ class Saver:
         self._sizes |= sizes
         indexes = {entry.name: index for entry, index in packed}
         return [entry for entry, _ in packed], indexes, sum(sizes.values())
+
+    async def _put_blob(self, name: str, parts: Sequence[bytes]) -> None:
+        # Also when it fails, it may be there.
+        self._there.add(name)
+        await self._blobs.put(name, parts)
 
     async def _seal(
         self,
@@ -167,10 +183,10 @@ class Saver:
         self._kept = older[-KEPT:] + newer
         self._known = self._living()
         needed = {name for state in self._kept for name in state.names()}
-        there = [n for n in await self._blobs.names() if is_pack_name(n) or is_manifest_name(n)]
-        over = [name for name in there if name not in needed]
+        over = self._there - needed
         if over:
-            await self._blobs.delete(over)
+            await self._blobs.delete(sorted(over))
+            self._there -= over
         return len(over)
 
     def _living(self) -> dict[bytes, Ref]:

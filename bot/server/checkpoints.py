@@ -110,7 +110,16 @@ class Checkpointer:
                 if not await self._try(full=full):
                     await trio.sleep(RETRY_S)
             else:
-                await self._not_overtaken(await self._unlocked.keeper.find_ahead())
+                await self._look()
+
+    async def _look(self) -> None:
+        """Between checkpoints: has anybody taken over?"""
+        try:
+            ahead = await self._unlocked.keeper.find_ahead()
+        except Exception:
+            log.exception("escrow could not be looked at")
+            return
+        await self._not_overtaken(ahead)
 
     async def last(self) -> bool:
         """Everything once more, at the end. Whether it is anchored; raises `Halted` when it must not be."""
@@ -125,6 +134,11 @@ class Checkpointer:
             anchored = await self._save(full=full)
         except BlobsFailed as error:
             log.warning("checkpoint failed", reason=str(error))
+        except Halted:
+            raise
+        except Exception:
+            # Whoever waits is told that there is none; the next one may do better.
+            log.exception("checkpoint failed")
         finally:
             self._tried = mine
             if anchored:

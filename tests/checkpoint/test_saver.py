@@ -255,17 +255,22 @@ async def test_the_keeper_changes_swaps_cuts_or_withholds_a_pack():
 
 async def test_the_keeper_lists_what_it_likes():
     """Shuffled, with what we need, with what never was, with what is no name: only what is over is deleted."""
-    blobs, _, new = await saved_twice()
-    saver = Saver(Sealer(KEY), blobs, 2, new)
-    real = await blobs.names()
-
-    async def names():
-        return ["../../etc/passwd", "p-" + "f" * 32, "m-" + "0" * 64, "", *reversed(real * 2)]
-
-    blobs.names = names
-    await saver.settle(new.head)
+    blobs, old, new = await saved_twice()
+    junk = ["../../etc/passwd", "p-" + "f" * 32, "m-" + "0" * 64, "", "backup"]
+    saver = Saver(Sealer(KEY), blobs, 2, new, [*junk, *reversed(list(blobs.kept) * 2)])
+    assert 4 == await saver.settle(new.head), "two that never were, and the older checkpoint's"
     assert {"a": chunk(3) + chunk(4)} == await read_back(blobs, new.head)
-    assert "../../etc/passwd" not in blobs.deleted
+    assert sorted(blobs.deleted) == sorted({*junk[1:3], *old.names()})
+
+
+async def test_one_that_was_overtaken_deletes_nothing_of_the_one_that_came_after():
+    """It may be between its last anchor and its tidying when the other one boots."""
+    blobs, _, new = await saved_twice()
+    older = Saver(Sealer(KEY), blobs, 2, new, list(blobs.kept))
+    mine = (await older.save([file("a", chunk(5))], [], b"", 0)).state.head
+    later = await Saver(Sealer(KEY), blobs, 3, new).save([file("b", chunk(6))], ["a"], b"", 0)
+    await older.settle(mine)
+    assert {"a": chunk(3) + chunk(4), "b": chunk(6)} == await read_back(blobs, later.state.head)
 
 
 async def test_nothing_that_leaves_is_readable_and_no_nonce_is_used_twice():

@@ -72,7 +72,8 @@ async def test_a_checkpoint_by_way_of_the_parent(parent):
     assert sorted(await blobs.names()) == folder.names()
     assert 2 == len(folder.names())
     await blobs.put("p-" + "0" * 32, [b"over"])
-    assert 1 == await saver.settle(saved.state.head)
+    again = Saver(Sealer(KEY), blobs, 2, saved.state, await blobs.names())
+    assert 1 == await again.settle(saved.state.head)
     assert 2 == len(folder.names())
     assert await blobs.get("p-" + "0" * 32, 10) is None
 

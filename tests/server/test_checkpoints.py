@@ -170,3 +170,18 @@ async def test_a_restore_that_fails_in_the_middle_leaves_no_file(place, escrow, 
     with pytest.raises(Halted, match="not what was put there"):
         await put_back(unlocked, Folders(elsewhere, None), Progress())
     assert not (elsewhere / BOOKS).exists()
+
+
+async def test_a_surprise_is_told_to_who_waits_and_takes_nobody_down(
+    place, escrow, nursery, monkeypatch
+):
+    monkeypatch.setattr(checkpoints, "RETRY_S", 0.05)
+    boot, _, folder = place
+    checkpointer = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    nursery.start_soon(checkpointer.run)
+    (folder / OTHERS[0]).rename(folder / "away")
+    assert not await checkpointer.reached(), "the first one is a full one, and a file is missing"
+    (folder / "away").rename(folder / OTHERS[0])
+    with trio.fail_after(20):
+        while not await checkpointer.reached():
+            pass
