@@ -149,10 +149,14 @@ class ParentConfig:
     state lives on this machine's own disk."""
 
     address: str = ""
+    # How often everything that changed is copied; the books are copied as soon as somebody waits for them.
+    checkpoint_every_s: int = 60
 
     def __post_init__(self) -> None:
         if self.address:
             parse_address(self.address)
+        if self.checkpoint_every_s < 1:
+            raise ValueError("checkpoint_every_s is at least 1")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import trio
 
 from bot.devstack.demo import demo
 from bot.devstack.ground import ground
+from bot.devstack.life import life
 
 
 def main() -> int:
@@ -16,7 +17,8 @@ def main() -> int:
     commands = parser.add_subparsers(required=True)
     showing = commands.add_parser("demo", help="the main job, live, as a transcript")
     showing.add_argument("--once", action="store_true", help="end after the last step")
-    showing.set_defaults(do=lambda options: demo(once=options.once))
+    showing.add_argument("--life", action="store_true", help="power cut, restore, upgrade instead")
+    showing.set_defaults(do=lambda options: life() if options.life else demo(once=options.once))
     grounding = commands.add_parser(
         "ground", help="Docker and registry until standard input closes"
     )

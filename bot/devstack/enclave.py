@@ -61,7 +61,7 @@ class Enclave:
         if self.has_parent:
             return {
                 "attestation": attestation,
-                "parent": {"address": self._parent_address},
+                "parent": {"address": self._parent_address, "checkpoint_every_s": 10},
                 "engine": {"disks": str(self._disks)},
             }
         return {"attestation": attestation | {"meta_file": str(self.folder / "meta.json")}}

@@ -118,7 +118,8 @@ async def _restored(config: Config, awake: Awake, clock: SystemClock) -> Checkpo
     folders = Folders(config.server.state_dir, config.engine.disks)
     await put_back(awake.unlocked, folders, Progress())
     tell = partial(tell_parent, config)
-    return Checkpointer(awake.unlocked, config.server.state_dir, clock, tell)
+    every_s = config.parent.checkpoint_every_s
+    return Checkpointer(awake.unlocked, config.server.state_dir, clock, tell, every_s)
 
 
 @asynccontextmanager

@@ -76,7 +76,9 @@ class Checkpointer:
         state_dir: Path,
         clock: Clock,
         tell: Callable[[str], Awaitable[None]],
+        every_s: float = EVERY_S,
     ) -> None:
+        self._every_s = every_s
         self._unlocked, self._state, self._clock, self._tell = unlocked, state_dir, clock, tell
         self._nudge = Nudge()
         # Counts of moments: up to which one somebody waits, which one is being tried, which one is anchored.
@@ -104,7 +106,7 @@ class Checkpointer:
     async def run(self) -> None:
         """Raises `Halted` when another one of us has taken over."""
         while True:
-            took_turn = await self._nudge.wait(LOOK_S)
+            took_turn = await self._nudge.wait(min(LOOK_S, self._every_s))
             full = trio.current_time() >= self._next_full_s
             if took_turn or full or self._wanted > self._tried:
                 if not await self._try(full=full):
@@ -158,8 +160,11 @@ class Checkpointer:
             log.warning("checkpoint is not anchored", number=head.number, failed=refreshed.failed)
             return False
         self.newest = Newest(head.number, put_bytes, trio.current_time())
+        if put_bytes:
+            disks = sum(name.endswith((LAYER, VOLUMES)) for name in saver.last.indexes)
+            log.info("checkpoint", number=head.number, bytes=put_bytes, disks=disks, full=full)
         if full:
-            self._next_full_s = trio.current_time() + EVERY_S
+            self._next_full_s = trio.current_time() + self._every_s
             await saver.settle(head)
         return True
 
@@ -197,8 +202,6 @@ class Checkpointer:
             _digested(snapshots, digests), same, encode_secret(secret), self._clock.now()
         )
         self._digests |= digests
-        disks = sum(name.endswith((LAYER, VOLUMES)) for name in saved.state.indexes)
-        log.info("checkpoint", number=saved.state.head.number, bytes=saved.put_bytes, disks=disks)
         return saved.put_bytes
 
     async def _changed(self, name: str) -> Snapshot | None:

@@ -1,6 +1,7 @@
 """The life of an enclave, of real processes: power on, money, power cut, and back; and the parent never learns anything."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from bot.tools.client import CallRefused, NoAnswer, open_client
 from handlers.ports import PayStatus
 from nips.keys import SecretKey
 from nips.nip47 import parse_uri
+from tests.conftest import REPO
 from tests.system.test_whole_stack import POLICY, needs_root
 
 pytestmark = [
@@ -186,7 +188,7 @@ async def _next_full_checkpoint(on):
     """Everybody's disks go with the minute's checkpoint."""
     before = len(on.enclave.said("checkpoint"))
     with trio.fail_after(90):
-        while not any(r["disks"] for r in on.enclave.said("checkpoint")[before:]):
+        while not any(r["full"] and r["disks"] for r in on.enclave.said("checkpoint")[before:]):
             await trio.sleep(0.5)
 
 
@@ -217,3 +219,18 @@ def _the_parent_knows_nothing(on, image, pubkey):
         assert text.encode() not in everything
         if all(c in "0123456789abcdef" for c in text):
             assert bytes.fromhex(text) not in everything
+
+
+def test_the_life_as_the_demo_shows_it():
+    needs_root()
+    done = subprocess.run(
+        [sys.executable, "-m", "bot.devstack", "demo", "--life"],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        timeout=240,
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert [str(n) for n in range(1, 8)] == re.findall(r"\[(\d+)\]", done.stdout)
+    assert "halted: the escrow services that answer hold none for this code" in done.stdout
+    assert "cleaned up" in done.stdout
