@@ -26,6 +26,7 @@ from tests.escrow import Lane
 from tests.escrow import World as EscrowWorld
 from tests.evidence import NOW
 from tests.fakes import FakeClock, FakeEngine, FakeRegistry, FakeWallet, make_context
+from tests.mounts import mounts_below, unmount_below
 
 REPO = Path(__file__).resolve().parents[1]
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
@@ -53,6 +54,16 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and os.environ.get("CI") == "true":
         report.outcome = "failed"
         report.longrepr = f"skipped in CI, where everything can run: {report.longrepr}"
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item):
+    """Who mounts something in his folder unmounts it: what stays holds memory, and the folder, for ever."""
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    yield
+    if folder and (left := mounts_below(folder)):
+        unmount_below(folder)
+        pytest.fail(f"mounts that this test left: {left}")
 
 
 def pytest_terminal_summary(terminalreporter):

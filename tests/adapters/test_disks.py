@@ -14,6 +14,7 @@ from bot.adapters.disks.copies import Copying, DiskCopies
 from bot.adapters.disks.disks import LAYER, VOLUMES, Disks
 from bot.adapters.disks.images import make_image
 from bot.adapters.engine.cgroup import DoesNotStandStill, Freezer
+from tests.mounts import unmount_below
 
 pytestmark = pytest.mark.dockerd
 MB = 1_000_000
@@ -31,9 +32,7 @@ def disks(tmp_path):
     try:
         yield Disks(folder)
     finally:
-        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-            if line.split()[1].startswith(str(tmp_path)):
-                subprocess.run(["umount", line.split()[1]], check=False)
+        unmount_below(tmp_path)
         assert {} == loop.mounted(folder), "and no loop device is left"
 
 
