@@ -9,7 +9,7 @@ fail() { say "error: $*"; exit 1; }
 
 [ "$(id -u)" -eq 0 ] || fail "root is needed for a private Docker in network namespaces: run this with sudo, or in a root shell"
 [ "$(uname -m)" = x86_64 ] || fail "an x86_64 machine is needed (the seccomp profile and the sample image are for it)"
-command -v apt-get >/dev/null || fail "Debian's apt-get is needed: run this on Debian 12"
+command -v apt-get >/dev/null || fail "Debian's apt-get is needed: run this on Debian 12 or 13"
 
 # program -> Debian package that brings it
 missing=()
@@ -37,8 +37,8 @@ need shellcheck shellcheck
 [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1 || missing+=(busybox-static)
 
 python=""
-for candidate in python3.11 python3.12 python3; do
-    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+for candidate in python3.11 python3.12 python3.13 python3; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
         python=$candidate
         break
     fi
