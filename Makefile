@@ -17,7 +17,7 @@ lint:
 	@$(VENV)/ruff check --quiet .
 	@$(VENV)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 	@$(VENV)/codespell
-	@shellcheck build/*.sh .ci/run
+	@shellcheck *.sh build/*.sh build/image/install.sh build/image/enclaved .ci/run
 	@$(VENV)/python -m build.docs --check
 	@echo "lint: clean"
 

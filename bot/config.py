@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from bot.adapters.registry_client import RegistryConfig
 from bot.server.inbox import InboxPolicy
 from handlers.context import Policy
-from netstack.vsock import parse_address
+from netstack.vsock import Address, parse_address
 from nips.crypto import is_pubkey
 from nips.errors import BadKey
 from nips.nip11 import RelayLimits
@@ -24,6 +24,11 @@ from nips.nip47 import WalletUri, parse_uri
 from nips.relay_url import normal_url, parse_relay_url_untrusted
 
 T = TypeVar("T")
+
+
+def images_folder(state_dir: Path) -> Path:
+    """Where images lie while they are fetched."""
+    return state_dir / "images"
 
 
 class ConfigError(Exception):
@@ -160,6 +165,45 @@ class ParentConfig:
 
 
 @dataclass(frozen=True)
+class BootConfig:
+    """In an enclave: what ``enclaved boot`` runs around the server, and how it divides memory. An enclave's disk is its memory,
+    so every folder that grows is a file system of a fixed size."""
+
+    # Netstack's configuration. Without it the network is there already.
+    network: Path | None = None
+    # Sockets, pids.
+    run_dir: Path = Path("/run/enclaved")
+    # What programs print, a file each, of bounded size.
+    log_dir: Path = Path("/run/enclaved/log")
+    data_root: Path = Path("/var/lib/docker")
+    # containerd and dockerd together, so that a tenant who floods his log costs the others nothing.
+    engine_cpu_percent: int = 100
+    # The server's own files.
+    state_bytes: int = 512 << 20
+    # Images while they are fetched.
+    fetched_bytes: int = 512 << 20
+    # dockerd's own records and containers' logs.
+    records_bytes: int = 64 << 20
+    # Images unpacked, and one while it is loaded.
+    layers_bytes: int = 2 << 30
+    incoming_bytes: int = 512 << 20
+    # Kernel, dockerd, the server.
+    reserve_bytes: int = 1 << 30
+    # How far clocks may be apart.
+    clock_apart_s: int = 5
+
+    def __post_init__(self) -> None:
+        sizes = [name for name in vars(self) if name.endswith(("_bytes", "_percent", "_s"))]
+        if wrong := [name for name in sizes if getattr(self, name) < 1]:
+            raise ValueError(f"{wrong[0]} is at least 1")
+
+    @property
+    def status(self) -> Address:
+        """Where the server tells how far it is."""
+        return parse_address(f"unix:{self.run_dir}/server.sock")
+
+
+@dataclass(frozen=True)
 class HttpConfig:
     """Lightning addresses need a public URL. 0: no HTTP."""
 
@@ -187,11 +231,40 @@ class Config:
     escrow: EscrowConfig
     inbox: InboxPolicy
     policy: Policy
+    # None: this is no enclave, and whoever started the server sees to the rest.
+    boot: BootConfig | None
     wallet_uri: WalletUri = field(repr=False)
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """As much of the same file as ``enclaved boot`` needs: nothing secret."""
+
+    server: ServerConfig
+    engine: EngineConfig
+    parent: ParentConfig
+    attestation: AttestationConfig
+    policy: Policy
+    boot: BootConfig
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     """Read and check. Raises `ConfigError`."""
+    parts = _parts(path)
+    environment = os.environ if environment is None else environment
+    return Config(**parts, wallet_uri=_wallet_uri(parts["wallet"], environment))
+
+
+def load_machine(path: Path) -> MachineConfig:
+    """Read and check, but for the wallet. Raises `ConfigError`."""
+    parts = _parts(path)
+    if parts["boot"] is None:
+        raise ConfigError(f"{path} has no section [boot]: it is not that of an enclave")
+    return MachineConfig(**{f.name: parts[f.name] for f in fields(MachineConfig)})
+
+
+def _parts(path: Path) -> dict[str, Any]:
+    """Every section but secrets."""
     try:
         table = tomllib.loads(path.read_text())
     except OSError as error:
@@ -205,9 +278,16 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
             f"{path}: unknown section [{min(unknown)}]; known: {', '.join(sections)}"
         )
     types_of = get_type_hints(Config)
-    parts = {name: _section(types_of[name], table.get(name, {}), name) for name in sections}
-    environment = os.environ if environment is None else environment
-    return Config(**parts, wallet_uri=_wallet_uri(parts["wallet"], environment))
+    optional = {"boot": None} if "boot" not in table else {}
+    return optional | {
+        name: _section(_plain(types_of[name]), table.get(name, {}), name)
+        for name in sections.keys() - optional.keys()
+    }
+
+
+def _plain(kind: Any) -> Any:
+    """The type itself of one that may also be None."""
+    return next((k for k in get_args(kind) if k is not type(None)), kind)
 
 
 def _wallet_uri(wallet: WalletConfig, environment: Mapping[str, str]) -> WalletUri:
@@ -245,7 +325,7 @@ def _section(cls: type[T], table: object, where: str) -> T:
 def _value(kind: Any, value: object, where: str) -> Any:
     origin = get_origin(kind)
     if origin in (types.UnionType, Union):
-        return _value(next(k for k in get_args(kind) if k is not type(None)), value, where)
+        return _value(_plain(kind), value, where)
     if isinstance(kind, type) and is_dataclass(kind):
         return _section(kind, value, where)
     if kind is Path and isinstance(value, str):

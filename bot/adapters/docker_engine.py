@@ -121,6 +121,17 @@ class DockerEngine:
         return {pubkey: have for pubkey, (_, have) in there.items()}
 
     async def start(self, spec: ContainerSpec) -> CannotStart | None:
+        problem = await self._start(spec)
+        if problem is not None:
+            log.warning(
+                "a container does not start",
+                pubkey=spec.pubkey,
+                reason=problem.reason,
+                permanent=problem.permanent,
+            )
+        return problem
+
+    async def _start(self, spec: ContainerSpec) -> CannotStart | None:
         waited_s = 0
         try:
             image = await self._images.get(spec)

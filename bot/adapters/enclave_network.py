@@ -24,6 +24,12 @@ class EnclaveNetwork:
         self._told: tuple[object, object] | None = None
         self._told_at = -float("inf")
 
+    @property
+    def open_tcp(self) -> list[int]:
+        """What was told last; the server's own alone while nothing was."""
+        opened = self._told[0] if self._told is not None else None
+        return list(opened["tcp"]) if isinstance(opened, dict) else self._own
+
     async def set(self, ports: Iterable[PublishedPort], containers: Iterable[str]) -> bool:
         """Open these ports and no others; know these addresses. Whether something was to be said.
 

@@ -36,7 +36,7 @@ PACE = Pace()
 LOADS_AT_ONCE, WORKERS = 2, 2
 # Fetched parts of an image that nobody came back for.
 PARTIAL_S = 3_600
-# What stays free on the disk for everybody else.
+# Where images share a disk with everybody else.
 FREE_BYTES = 500_000_000
 TYPICAL_RATIO = 4
 LOAD_S = 900
@@ -59,6 +59,8 @@ class StoreConfig:
     store_bytes: int
     pace: Pace = PACE
     places: Bounds = FETCHES
+    # What stays free where images are, for whoever else writes there.
+    free_bytes: int = FREE_BYTES
 
 
 @dataclass(frozen=True)
@@ -327,8 +329,12 @@ class ImageStore:
 
     def _has_space(self, wanted_bytes: int) -> bool:
         self._config.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        places = [path for path in (self._config.folder, self._engine_root) if path.is_dir()]
-        return min(shutil.disk_usage(path).free for path in places) >= wanted_bytes + FREE_BYTES
+        root = self._engine_root
+        # Layers, and an archive that is being loaded: in an enclave each has a file system of its own.
+        grown = [path for path in (root / "overlay2", root / "tmp") if path.is_dir()] or [root]
+        places = [path for path in (self._config.folder, *grown) if path.is_dir()]
+        free = min(shutil.disk_usage(path).free for path in places)
+        return free >= wanted_bytes + self._config.free_bytes
 
     @cached_property
     def _engine_root(self) -> Path:

@@ -1,7 +1,7 @@
 """Programs in order of their dependencies: readiness, restart with back-off, stop in reverse order.
 
 A program runs in a session of its own; stopping signals the whole group, so that nothing it started
-stays behind. Output goes to one file per program.
+stays behind. Output goes to one file per program. One that runs already is adopted: its supervisor may have died.
 """
 
 import os
@@ -14,10 +14,14 @@ from pathlib import Path
 import structlog
 import trio
 
+from bot.boot.adopt import Adopted, adopt
 from bot.latch import Latch
 
 log = structlog.get_logger()
 PROBE_S = 0.05
+# A program's words are kept in memory where there is no disk: of more than this the older half goes.
+MOST_LOG_BYTES = 8 << 20
+LOOK_AT_LOG_S = 10.0
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.2, 2.0
 MOST_FIRST_TRIES = 4
 
@@ -25,7 +29,7 @@ MOST_FIRST_TRIES = 4
 @dataclass(frozen=True)
 class Program:
     """``ready`` is probed until it says True, and may raise before; ``after`` names programs that must be ready
-    before this one is started."""
+    before this one is started. Whoever listens at ``listens_at`` is this program, whoever started him."""
 
     name: str
     command: Sequence[str]
@@ -34,6 +38,7 @@ class Program:
     stop_s: float = 10
     # The program's standard input is a pipe that closes when we die, however we die.
     holds_stdin: bool = False
+    listens_at: Path | None = None
 
 
 @dataclass
@@ -46,7 +51,7 @@ class _Running:
     problem: str | None = None
     stopping: trio.Event = field(default_factory=trio.Event)
     down: trio.Event = field(default_factory=trio.Event)
-    process: trio.Process | None = None
+    process: trio.Process | Adopted | None = None
     restarts: int = 0
 
 
@@ -69,6 +74,11 @@ class Supervisor:
 
     def restarts(self, name: str) -> int:
         return self._running[name].restarts
+
+    def all_restarts(self) -> dict[str, int]:
+        """Of those that had to be started again."""
+        found = {name: running.restarts for name, running in self._running.items()}
+        return {name: count for name, count in found.items() if count}
 
     async def start(self, nursery: trio.Nursery, program: Program) -> None:
         """Start, and return when it is ready. Raises `ProgramFailed`."""
@@ -142,7 +152,7 @@ class Supervisor:
     async def _run_once(self, running: _Running) -> str | None:
         """Until it ends; or why it could not be started."""
         try:
-            process = await self._open(running.program)
+            process = await self._adopt(running.program) or await self._open(running.program)
         except OSError as error:
             return f"{error.strerror}: {error.filename}"
         running.process = process
@@ -150,6 +160,7 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._probe, running)
                 nursery.start_soon(self._end_when_told, running, process)
+                nursery.start_soon(self._bound_log, running.program)
                 await process.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -157,7 +168,17 @@ class Supervisor:
             _signal_group(process, signal.SIGKILL)
             with trio.CancelScope(shield=True):
                 await process.wait()
+            if isinstance(process, Adopted):
+                process.close()
         return None
+
+    async def _adopt(self, program: Program) -> Adopted | None:
+        if program.listens_at is None:
+            return None
+        found = await trio.to_thread.run_sync(adopt, program.listens_at)
+        if found is not None:
+            log.info("program adopted", program=program.name, pid=found.pid)
+        return found
 
     async def _open(self, program: Program) -> trio.Process:
         with (self._log_dir / f"{program.name}.log").open("ab") as output:
@@ -184,19 +205,38 @@ class Supervisor:
         running.up.open()
         running.settled.set()
 
-    async def _end_when_told(self, running: _Running, process: trio.Process) -> None:
+    async def _end_when_told(self, running: _Running, process: trio.Process | Adopted) -> None:
         await running.stopping.wait()
         _signal_group(process, signal.SIGTERM)
         with trio.move_on_after(running.program.stop_s):
             await process.wait()
         _signal_group(process, signal.SIGKILL)
 
+    async def _bound_log(self, program: Program) -> None:
+        path = self._log_dir / f"{program.name}.log"
+        while True:
+            await trio.to_thread.run_sync(keep_newest, path, MOST_LOG_BYTES)
+            await trio.sleep(LOOK_AT_LOG_S)
+
     def _last_words(self, program: Program) -> str:
         text = (self._log_dir / f"{program.name}.log").read_text(errors="replace")
         return text[-1_500:]
 
 
-def _signal_group(process: trio.Process, number: int) -> None:
+def keep_newest(path: Path, most_bytes: int) -> None:
+    """Shorten a file of lines that others append to; what they write at this very moment may be lost."""
+    with path.open("r+b") as file:
+        if (size := file.seek(0, os.SEEK_END)) <= most_bytes:
+            return
+        file.seek(size - most_bytes // 2)
+        file.readline()
+        newest = file.read()
+        file.truncate(0)
+    with path.open("ab") as file:
+        file.write(newest)
+
+
+def _signal_group(process: trio.Process | Adopted, number: int) -> None:
     # Its pid is also its group's: it was started in a session of its own.
     try:
         os.killpg(process.pid, number)

@@ -26,6 +26,7 @@ from bot.boot.standing import (
     load_release_policy,
     parse_meta_untrusted,
 )
+from bot.boot.steps import Step, Steps
 from bot.boot.unlock import Halted, Unlocked, Unlocker
 from bot.checkpoint.blobs import Blobs
 from bot.checkpoint.folder import FolderBlobs
@@ -89,6 +90,7 @@ async def wake(
     events: RelayEvents,
     own_urls: Sequence[str],
     clock: Clock,
+    steps: Steps,
     *,
     forget_state: bool = False,
 ) -> Awake:
@@ -96,10 +98,12 @@ async def wake(
     attestation = config.attestation
     if attestation.nsm is None:
         return Awake(load_key(config.server.state_dir / "instance.key"))
+    steps.reach(Step.STANDING)
     around = _look_around(attestation.nsm, attestation, events, clock)
     meta = await _meta(attestation.meta_file, parent_of(config))
     standing = await _judge(around, meta)
     if around.policy.escrow.repo:
+        steps.reach(Step.ESCROW)
         urls = config.escrow.relays or (*own_urls, *config.relays.urls)
         unlocked = await _unlock(config, around, standing, urls, forget_state=forget_state)
     else:

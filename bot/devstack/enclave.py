@@ -18,6 +18,7 @@ from bot.devstack.authority import load_authority
 from bot.devstack.ground import Ground
 from bot.devstack.image import REPO, People, build_image
 from bot.parent.client import ParentChannel, ParentSilent
+from netstack.control import call
 from netstack.vsock import parse_address
 
 PYTHON = str(REPO / ".venv/bin/python")
@@ -57,7 +58,7 @@ class Enclave:
 
     def configuration(self) -> dict[str, Any]:
         """What ``enclaved`` must be told about its attestation and escrow."""
-        attestation = {"nsm": str(self.folder / "nsm.sock"), "development_root": str(self.root)}
+        attestation = {"nsm": str(self._nsm_socket), "development_root": str(self.root)}
         if self.has_parent:
             return {
                 "attestation": attestation,
@@ -77,11 +78,9 @@ class Enclave:
 
     async def start_parent(self) -> None:
         """The untrusted side, as a process of its own."""
-        self.parent_config.write_text(
-            f'listen = "{self._parent_address}"\noperator = "unix:{self.folder}/operator.sock"\n'
-            f'state = "{self.folder}/parent"\ninstance = "{self.folder}/instance"\nip = "192.0.2.1"\n'
-        )
-        command = self._module("bot", {"parent": "run", "--config": self.parent_config})
+        self._write_parent_config()
+        run = [PYTHON, "-m", "bot", "parent", "run", "--config", str(self.parent_config)]
+        command = in_repo(self._enter_parent(run))
         channel = ParentChannel(parse_address(self._parent_address))
 
         async def ready() -> bool:
@@ -92,6 +91,28 @@ class Enclave:
 
         program = Program("parent", command, after=("registry",), ready=ready)
         await self.on.supervisor.start(self.on.nursery, program)
+
+    def _enter_parent(self, command: list[str]) -> list[str]:
+        return self.on.engine.enter(command, network=False)
+
+    def _write_parent_config(self) -> None:
+        self.parent_config.write_text(
+            f'listen = "{self._parent_address}"\noperator = "{self._operator}"\n'
+            f'state = "{self.folder}/parent"\ninstance = "{self.folder}/instance"\nip = "192.0.2.1"\n'
+        )
+
+    @property
+    def _operator(self) -> str:
+        return f"unix:{self.folder}/operator.sock"
+
+    async def status(self) -> dict[str, Any]:
+        """What ``enclaved parent status`` shows."""
+        status = await call(parse_address(self._operator), "status")
+        return json.loads(json.dumps(status))  # type: ignore[no-any-return]
+
+    async def shut_down(self) -> None:
+        """``enclaved parent shutdown``."""
+        await call(parse_address(self._operator), "shutdown")
 
     @property
     def _disks(self) -> Path:
@@ -132,8 +153,19 @@ class Enclave:
         self.before = {event: len(self.said(event)) for event in ("ready", "halted")}
         now = SystemClock().now()
         self._write_meta(self.people.meta(self.image, now, signed=signed))
-        await self._start_module("nsm", self.image, self.people)
+        await self._start_module("nsm", self.image, self.people, self._nsm_socket)
+        await self._start_enclave()
+
+    async def _start_enclave(self) -> None:
         await self.on.supervisor.start(self.on.nursery, self._enclaved())
+
+    @property
+    def _nsm_socket(self) -> Path:
+        return self.folder / "nsm.sock"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "enclaved.log"
 
     def _write_meta(self, meta: str) -> None:
         """For the server itself, and as the operator's folder that a parent reads."""
@@ -154,7 +186,8 @@ class Enclave:
         """As many keycrux services as it takes to share a key, on a machine of their own."""
         now, measured = SystemClock().now(), REPO / "bot/devstack"
         (self.folder / "keycrux-meta.json").write_text(self.escrow_people.meta(measured, now))
-        await self._start_module("keycrux-nsm", measured, self.escrow_people)
+        socket = self.folder / "keycrux-nsm.sock"
+        await self._start_module("keycrux-nsm", measured, self.escrow_people, socket)
         async with trio.open_nursery() as nursery:
             for number in range(1, ESCROW_SERVICES + 1):
                 nursery.start_soon(self._start_keycrux, f"keycrux-{number}")
@@ -195,7 +228,7 @@ class Enclave:
         return changed
 
     def said(self, event: str) -> list[dict[str, Any]]:
-        path = self.folder / "enclaved.log"
+        path = self._log
         lines = path.read_text().splitlines() if path.exists() else []
         records = (
             json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")
@@ -214,7 +247,7 @@ class Enclave:
             "enclaved", command, after=("registry",), ready=lambda: listens(port), stop_s=STOP_S
         )
 
-    async def _start_module(self, name: str, image: Path, people: People) -> None:
+    async def _start_module(self, name: str, image: Path, people: People, socket: Path) -> None:
         certificate = self.folder / f"{name}-builder.der"
         certificate.write_bytes(people.certificate_der)
         arguments = {
@@ -222,7 +255,7 @@ class Enclave:
             "--image": image,
             "--instance-id": people.instance_id,
             "--certificate": certificate,
-            "--socket": self.folder / f"{name}.sock",
+            "--socket": socket,
         }
         command = self._module("bot.devstack.nsm", arguments)
         await self.on.supervisor.start(self.on.nursery, self._says_ready(name, command))

@@ -19,9 +19,12 @@ from pathlib import Path
 
 import trio
 
+from bot.adapters.engine.cgroup import group_of_cores, joining
+from bot.boot.machine.engine_files import EnginePaths, EngineSettings
+from bot.boot.machine.probes import docker_answers, socket_answers
 from bot.boot.supervisor import Program, Supervisor
 
-ENGINE_CORES = 1.0
+ENGINE_PERCENT = 100
 _CONTROLLERS_V1 = (
     "cpu",
     "cpuacct",
@@ -57,6 +60,10 @@ class EnginePlace:
         return self.folder / "docker.sock"
 
     @property
+    def paths(self) -> EnginePaths:
+        return EnginePaths(self.folder, self.folder / "data", self.socket)
+
+    @property
     def cgroup_parent(self) -> str:
         return f"/{self.name}"
 
@@ -87,32 +94,32 @@ class PrivateEngine:
         self._supervisor: Supervisor | None = None
 
     async def start(self, supervisor: Supervisor, nursery: trio.Nursery) -> None:
-        folder = self.place.folder
+        paths = self.place.paths
         self._supervisor = supervisor
-        self._write_configuration()
+        registries = (self._pulls_from,) if self._pulls_from else ()
+        paths.write(EngineSettings(self.place.cgroup_parent, registries))
         await supervisor.start(
             nursery,
             Program("namespaces", self._holder(), ready=self._find_inner, holds_stdin=True),
         )
         await self._join_networks()
-        joined = self._limited_cgroup()
-        containerd = ["containerd", "-c", str(folder / "containerd.toml")]
+        joined = joining(group_of_cores(f"{self.place.name}-engine", ENGINE_PERCENT))
         await supervisor.start(
             nursery,
             Program(
                 "containerd",
-                [*joined, *self.enter(containerd)],
+                [*joined, *self.enter(paths.containerd_command())],
                 after=("namespaces",),
-                ready=lambda: _socket_answers(folder / "containerd.sock"),
+                ready=lambda: socket_answers(paths.containerd_socket),
             ),
         )
         await supervisor.start(
             nursery,
             Program(
                 "dockerd",
-                [*joined, *self.enter(self._dockerd())],
+                [*joined, *self.enter(paths.dockerd_command())],
                 after=("containerd",),
-                ready=lambda: _docker_answers(self.place.socket),
+                ready=lambda: docker_answers(self.place.socket),
             ),
         )
         await self._fence()
@@ -137,8 +144,8 @@ class PrivateEngine:
     async def _find_inner(self) -> bool:
         """The namespace's first process is the child of the one that made it, once that became tini."""
         assert self._supervisor is not None
-        self._inner_pid = _only_child(self._supervisor.pid("namespaces")) or 0
-        return self._inner_pid != 0 and _comm(self._inner_pid) == "tini"
+        self._inner_pid = only_child(self._supervisor.pid("namespaces")) or 0
+        return self._inner_pid != 0 and program_of(self._inner_pid) == "tini"
 
     async def _join_networks(self) -> None:
         name, place = self.place.name, self.place
@@ -167,50 +174,6 @@ class PrivateEngine:
         ):
             await _run(["nsenter", "-t", str(self._inner_pid), "-n", "--", *command])
 
-    def _write_configuration(self) -> None:
-        folder = self.place.folder
-        (folder / "containerd.toml").write_text(
-            f'version = 2\nroot = "{folder}/containerd"\nstate = "{folder}/containerd-run"\n'
-            f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{folder}/containerd.sock"\n'
-        )
-        (folder / "daemon.json").write_text(
-            json.dumps(
-                {
-                    "live-restore": True,
-                    "icc": False,
-                    "userland-proxy": False,
-                    "insecure-registries": [self._pulls_from] if self._pulls_from else [],
-                    "default-address-pools": [{"base": "10.200.0.0/16", "size": 28}],
-                    # One bridge for all tenants: as many as a bridge has ports.
-                    "bip": "10.201.0.1/22",
-                    "cgroup-parent": self.place.cgroup_parent,
-                    "max-concurrent-downloads": 4,
-                }
-            )
-        )
-
-    def _dockerd(self) -> list[str]:
-        f = self.place.folder
-        return [
-            "dockerd", "--config-file", f"{f}/daemon.json", "--containerd", f"{f}/containerd.sock",
-            "--data-root", f"{f}/data", "--exec-root", f"{f}/exec", "-p", f"{f}/dockerd.pid",
-            "-H", f"unix://{self.place.socket}", "--log-level", "warn",
-        ]  # fmt: skip
-
-    def _limited_cgroup(self) -> list[str]:
-        """A command prefix that puts what follows into a cgroup with a CPU quota (v1 or v2)."""
-        name = f"{self.place.name}-engine"
-        if (_CGROUP / "cgroup.controllers").exists():
-            group = _CGROUP / name
-            group.mkdir()
-            (group / "cpu.max").write_text(f"{int(ENGINE_CORES * 100_000)} 100000")
-        else:
-            group = _CGROUP / "cpu" / name
-            group.mkdir()
-            (group / "cpu.cfs_period_us").write_text("100000")
-            (group / "cpu.cfs_quota_us").write_text(str(int(ENGINE_CORES * 100_000)))
-        return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs")]
-
     async def _fence(self) -> None:
         """Containers reach the public internet and nothing else; of the engine itself only their channel."""
         known = ["-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"]
@@ -238,7 +201,7 @@ class PrivateEngine:
             await _run(self.enter(["iptables", "-w", *outwards, *rule]))
 
 
-def _only_child(parent: int) -> int | None:
+def only_child(parent: int) -> int | None:
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             if f"\nPPid:\t{parent}\n" in status.read_text():
@@ -248,7 +211,7 @@ def _only_child(parent: int) -> int | None:
     return None
 
 
-def _comm(pid: int) -> str:
+def program_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
@@ -257,27 +220,6 @@ def _comm(pid: int) -> str:
 
 async def _run(command: list[str]) -> None:
     await trio.run_process(command, capture_stderr=True)
-
-
-async def _socket_answers(path: Path) -> bool:
-    try:
-        stream = await trio.open_unix_socket(path)
-    except OSError:
-        return False
-    await stream.aclose()
-    return True
-
-
-async def _docker_answers(path: Path) -> bool:
-    try:
-        stream = await trio.open_unix_socket(path)
-        async with stream:
-            await stream.send_all(
-                b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n"
-            )
-            return b" 200 " in await stream.receive_some(1_024)
-    except (OSError, trio.BrokenResourceError):
-        return False
 
 
 def _remove_cgroup(path: Path) -> None:

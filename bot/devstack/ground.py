@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -20,6 +21,12 @@ REGISTRY_PORT = 5_000
 Say = Callable[[str], None]
 
 
+class Inside(Protocol):
+    """Where services run: they end with it, however we end."""
+
+    def enter(self, command: list[str], *, network: bool = True) -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class Ground:
     """A private Docker and a registry, running. ``engine.enter`` wraps a command into its namespaces."""
@@ -27,7 +34,7 @@ class Ground:
     place: EnginePlace
     supervisor: Supervisor
     nursery: trio.Nursery
-    engine: PrivateEngine
+    engine: Inside
 
     @property
     def registry_host(self) -> str:
@@ -42,9 +49,9 @@ class Ground:
 @asynccontextmanager
 async def ground(say: Say, *, dockerd_may_pull: bool = False) -> AsyncIterator[Ground]:
     """Docker and registry. Leaves nothing behind, also after an earlier run that could not clean up."""
-    _remove_leftovers()
+    remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix="e", dir=BASE))
-    (folder / "owner").write_text(str(os.getpid()))
+    remember_owner(folder)
     place = choose_place(folder)
     supervisor = Supervisor(folder)
     pulls_from = _registry_host(place) if dockerd_may_pull else None
@@ -84,7 +91,11 @@ async def _start_registry(
     await supervisor.start(nursery, ready)
 
 
-def _remove_leftovers() -> None:
+def remember_owner(folder: Path) -> None:
+    (folder / "owner").write_text(str(os.getpid()))
+
+
+def remove_leftovers() -> None:
     """Folders of runs whose process is gone: their namespaces went with it, their files did not."""
     BASE.mkdir(exist_ok=True, mode=0o711)
     for folder in BASE.glob("e*"):

@@ -1,7 +1,6 @@
 """DEVELOPMENT ONLY. The life of an enclave, live: money and data, a power cut, the restore, and a signed upgrade; with what
 the parent's operator sees meanwhile."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ from bot.clock import SystemClock
 from bot.devstack.demo import POLICY, Failed, Transcript
 from bot.devstack.enclave import until
 from bot.devstack.sample import build_image
-from bot.devstack.stack import Stack, stack
+from bot.devstack.stack import Stack
 from bot.devstack.wallet import PATIENCE
+from bot.devstack.whole import whole_stack
 from bot.terminal import say
 from bot.tools.client import CallRefused, Client, NoAnswer, open_client
 from bot.tools.parent import status_lines
 from handlers.ports import PayStatus
-from netstack.control import call
-from netstack.vsock import parse_address
 from nips.keys import SecretKey
 from nips.nip19 import npub
 from nips.nip47 import parse_uri
@@ -39,7 +37,7 @@ async def life() -> int:
     out, failures = Transcript(), list[BaseException]()
     try:
         async with (
-            stack(out.say, POLICY, has_parent=True) as on,
+            whole_stack(out.say, POLICY) as on,
             open_client(SecretKey.generate(), [on.relay_url]) as me,
         ):
             await _play(out, on, me)
@@ -60,7 +58,7 @@ async def _play(out: Transcript, on: Stack, me: Client) -> None:
     await _counted(on, me, pubkey, 6)
     await _checkpoint_with_disks(on)
     counted, balance = await _counted(on, me, pubkey, 0), await _balance(on, me, pubkey)
-    for line in status_lines(await _status(on)):
+    for line in status_lines(await on.enclave.status()):
         out.say(f"| {line}")
     out.done(f"it has come to {counted}; {balance} sat are left")
 
@@ -164,12 +162,6 @@ async def _checkpoint_with_disks(on: Stack) -> None:
     await until(
         lambda: any(r["full"] and r["disks"] for r in on.enclave.said("checkpoint")[before:]), 60
     )
-
-
-async def _status(on: Stack) -> dict[str, Any]:
-    address = parse_address(f"unix:{on.enclave.folder}/operator.sock")
-    status = await call(address, "status")
-    return json.loads(json.dumps(status))  # type: ignore[no-any-return]
 
 
 def _kept(on: Stack) -> str:

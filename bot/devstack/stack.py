@@ -55,8 +55,8 @@ async def stack(
             f"ws://127.0.0.1:{free_port()}",
             f"http://127.0.0.1:{free_port()}",
         )
-        _write_key(folder / "wallet/wallet.key", wallet)
-        _write_secret(folder / "wallet.uri", format_uri(wallet.pubkey, relay_url, client))
+        write_key(folder / "wallet/wallet.key", wallet)
+        write_secret(folder / "wallet.uri", format_uri(wallet.pubkey, relay_url, client))
         config = folder / "enclaved.toml"
         enclave = await found_enclave(on, config, relay_url, has_parent=has_parent)
         told = _configuration(on, relay_url, public_url, policy)
@@ -64,7 +64,7 @@ async def stack(
             told[name] = told.get(name, {}) | section
         told["relays"]["embedded_limits"] = relay_limits or {}
         told["registry"]["plain_http"] += registries
-        config.write_text(_toml(told))
+        config.write_text(toml(told))
         if has_parent:
             say("starting the parent, which keeps what it cannot read")
             await enclave.start_parent()
@@ -75,7 +75,8 @@ async def stack(
         await enclave.start_escrow()
         say("starting the dev wallet, with a faucet for the payer")
         await on.supervisor.start(
-            on.nursery, _wallet(on, relay_url, client.pubkey, payer.pubkey, extension=extension)
+            on.nursery,
+            wallet_program(on, relay_url, client.pubkey, payer.pubkey, extension=extension),
         )
         instance = await enclave.ready()
         yield Stack(
@@ -83,7 +84,9 @@ async def stack(
         )
 
 
-def _wallet(on: Ground, relay_url: str, admin: str, payer: str, *, extension: bool) -> Program:
+def wallet_program(
+    on: Ground, relay_url: str, admin: str, payer: str, *, extension: bool, after: str = "enclaved"
+) -> Program:
     folder = on.place.folder
     arguments = [
         "--relay",
@@ -102,7 +105,7 @@ def _wallet(on: Ground, relay_url: str, admin: str, payer: str, *, extension: bo
     async def ready() -> bool:
         return "ready" in (folder / "wallet.log").read_text()
 
-    return Program("wallet", in_repo(command), after=("enclaved",), ready=ready)
+    return Program("wallet", in_repo(command), after=(after,), ready=ready)
 
 
 def _configuration(
@@ -133,13 +136,13 @@ def _configuration(
     }
 
 
-def _toml(table: dict[str, Any], prefix: str = "") -> str:
+def toml(table: dict[str, Any], prefix: str = "") -> str:
     plain = {name: value for name, value in table.items() if not isinstance(value, dict)}
     lines = [f"[{prefix}]"] if prefix and plain else []
     lines += [f"{name} = {_toml_value(value)}" for name, value in plain.items()]
     for name, value in table.items():
         if isinstance(value, dict):
-            lines.append(_toml(value, f"{prefix}.{name}" if prefix else name))
+            lines.append(toml(value, f"{prefix}.{name}" if prefix else name))
     return "\n".join(lines)
 
 
@@ -151,11 +154,11 @@ def _toml_value(value: object) -> str:
     return str(value) if isinstance(value, int) else f'"{value}"'
 
 
-def _write_key(path: Path, key: SecretKey) -> None:
+def write_key(path: Path, key: SecretKey) -> None:
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    _write_secret(path, key.reveal_secret().hex())
+    write_secret(path, key.reveal_secret().hex())
 
 
-def _write_secret(path: Path, text: str) -> None:
+def write_secret(path: Path, text: str) -> None:
     path.touch(mode=0o600)
     path.write_text(text)

@@ -7,7 +7,7 @@ wallet hints ── settle ┐                                      │
 clock ── charge, upkeep, sweep ─ store ─ reconcile ─ engine ──┘ announce ─ relays
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -27,11 +27,12 @@ from bot.adapters.seen_store import SeenStore
 from bot.adapters.store.sqlite import SqliteStore
 from bot.boot.identity import only_one
 from bot.boot.put_back import Folders, put_back
+from bot.boot.steps import Step
 from bot.boot.unlock import Halted
 from bot.boot.wake import Awake, parent_of, tell_parent, wake
-from bot.checkpoint.restore import Progress
 from bot.clock import SystemClock, boot_id
-from bot.config import Config
+from bot.config import Config, images_folder
+from bot.parent.wire import SHUTDOWN
 from bot.relay.gate import raise_descriptor_limit
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
@@ -42,7 +43,7 @@ from bot.server.intake import catch_up, feed, run_pump, run_requests, subscribe
 from bot.server.loops import TrioTasks, look_at_engine, loops, run_escrow, run_hints, run_loop
 from bot.server.outlet import Outlet
 from bot.server.parts import App, TrioNudges
-from bot.server.reports import run_reports
+from bot.server.status import Status, run_status
 from handlers.alarms import Alarm, Alarms
 from handlers.context import Context, OnThisDisk, Presence
 from handlers.domain.lifecycle import State
@@ -52,6 +53,8 @@ from nips.relay_url import normal_url
 
 log = structlog.get_logger()
 VERSION = "0.1.0"
+# On a file system that images have for themselves.
+OWN_DISK_FREE_BYTES = 8 << 20
 # Each may be kept for two days.
 MOST_REFUSED_IDS = 20_000
 
@@ -62,7 +65,7 @@ async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[
 
     The embedded relay comes first: key escrow may be reached through it.
     """
-    state, clock = config.server.state_dir, SystemClock()
+    state, clock, status = config.server.state_dir, SystemClock(), Status()
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with only_one(state):
         raise_descriptor_limit()
@@ -71,21 +74,24 @@ async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[
         # Two, since each goes to few relays at once: what strangers have us look up must not hold up escrow.
         for_escrow, for_strangers = (RelayEvents(trusted, relay, own_urls) for _ in range(2))
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_status, config, status)
             if relay is not None:
                 relays = config.relays
                 await relay.serve_for("configured", relays.served_pubkeys())
                 await relay.serve_for("wallet", [config.wallet_uri.wallet_pubkey])
                 await nursery.start(relay.serve, relays.embedded_host, relays.embedded_port)
-            awake = await _wake(config, for_escrow, own_urls, clock, forget_state=forget_state)
-            checkpointer = await _restored(config, awake, clock)
+            awake = await _wake(
+                config, for_escrow, own_urls, clock, status, forget_state=forget_state
+            )
+            status.steps.reach(Step.RESTORE)
+            checkpointer = await _restored(config, awake, clock, status)
+            status.steps.reach(Step.SERVER)
             if relay is not None:
                 relay.belongs_to(awake.key.pubkey)
                 await relay.serve_for("instance", [awake.key.pubkey])
             async with (
                 trio.open_nursery() as tasks,
-                _build(
-                    config, clock, awake, for_strangers, relay, own_urls, tasks, checkpointer
-                ) as app,
+                _build(config, clock, awake, for_strangers, relay, own_urls, tasks, status) as app,
             ):
                 yield app
                 tasks.cancel_scope.cancel()
@@ -101,25 +107,32 @@ async def _wake(
     events: RelayEvents,
     own_urls: tuple[str, ...],
     clock: SystemClock,
+    status: Status,
     *,
     forget_state: bool,
 ) -> Awake:
     try:
-        return await wake(config, events, own_urls, clock, forget_state=forget_state)
+        return await wake(config, events, own_urls, clock, status.steps, forget_state=forget_state)
     except Halted as halted:
+        status.steps.halt(str(halted))
         await tell_parent(config, f"halted: {halted}")
         raise
 
 
-async def _restored(config: Config, awake: Awake, clock: SystemClock) -> Checkpointer | None:
+async def _restored(
+    config: Config, awake: Awake, clock: SystemClock, status: Status
+) -> Checkpointer | None:
     """Files back from the last checkpoint, and whoever makes the next ones; None where the disk is our own."""
     if awake.unlocked is None or not config.parent.address:
         return None
     folders = Folders(config.server.state_dir, config.engine.disks)
-    await put_back(awake.unlocked, folders, Progress())
+    await put_back(awake.unlocked, folders, status.restore)
     tell = partial(tell_parent, config)
     every_s = config.parent.checkpoint_every_s
-    return Checkpointer(awake.unlocked, config.server.state_dir, clock, tell, every_s)
+    status.checkpointer = Checkpointer(
+        awake.unlocked, config.server.state_dir, clock, tell, every_s
+    )
+    return status.checkpointer
 
 
 @asynccontextmanager
@@ -131,11 +144,12 @@ async def _build(
     relay: RelayServer | None,
     own_urls: tuple[str, ...],
     nursery: trio.Nursery,
-    checkpointer: Checkpointer | None,
+    status: Status,
 ) -> AsyncIterator[App]:
     """Open everything that must be closed again."""
     state, key = config.server.state_dir, awake.key
     nudges, this_boot = TrioNudges(), boot_id()
+    status.alarms, status.network = Alarms(_log_alarm), _network(config)
     store = SqliteStore(state / "enclaved.sqlite")
     seen = SeenStore(state / "seen.sqlite", clock)
     refused = SeenStore(state / "refused.sqlite", clock, MOST_REFUSED_IDS)
@@ -169,8 +183,8 @@ async def _build(
         policy=config.policy,
         presence=presence,
         proof=awake.proof,
-        durability=checkpointer or OnThisDisk(),
-        alarms=Alarms(_log_alarm),
+        durability=status.checkpointer or OnThisDisk(),
+        alarms=status.alarms,
     )
     inbox = Inbox(key.pubkey, seen, refused, config.inbox)
     outlet = Outlet(pool, relay, own_urls)
@@ -188,8 +202,9 @@ async def _build(
             seen,
             refused,
             awake.keeper,
-            checkpointer,
-            _network(config),
+            status.checkpointer,
+            status.network,
+            status,
         )
     finally:
         with trio.CancelScope(shield=True):
@@ -241,8 +256,17 @@ def _docker_config(config: Config, key: SecretKey) -> DockerConfig:
 
 
 def _store_config(config: Config, key: SecretKey) -> StoreConfig:
-    folder = config.server.state_dir / "images"
-    return StoreConfig(folder, config.engine.socket, key.pubkey, config.registry.store_bytes)
+    folder, store_bytes = images_folder(config.server.state_dir), config.registry.store_bytes
+    if (boot := config.boot) is None:
+        return StoreConfig(folder, config.engine.socket, key.pubkey, store_bytes)
+    # Nobody else writes there.
+    return StoreConfig(
+        folder,
+        config.engine.socket,
+        key.pubkey,
+        min(store_bytes, boot.layers_bytes),
+        free_bytes=OWN_DISK_FREE_BYTES,
+    )
 
 
 def _embedded_relay(
@@ -335,13 +359,18 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
             nursery.start_soon(run_loop, app, loop)
         nursery.start_soon(run_hints, app)
         nursery.start_soon(run_escrow, app)
+        app.status.steps.reach(Step.CHECKPOINTS)
         if app.checkpointer is not None:
             await _copy_disks_too(app, app.checkpointer)
             nursery.start_soon(app.checkpointer.run)
-        if (parent := parent_of(app.config)) is not None:
-            # Its word ends the service, not the enclave's life: the last checkpoint follows.
-            nursery.start_soon(parent.run_events, lambda _: nursery.cancel_scope.cancel())
-            nursery.start_soon(run_reports, app, parent)
+        if app.config.boot is None and (parent := parent_of(app.config)) is not None:
+            # Its word ends the service, not the enclave's life: the last checkpoint follows. Boot obeys it for us.
+            nursery.start_soon(parent.run_events, _ends(nursery.cancel_scope))
         nursery.start_soon(run_requests, app, receive)
+        app.status.steps.reach(Step.READY)
         log.info("ready", pubkey=app.ctx.key.pubkey, relays=app.ctx.presence.relay_urls)
         task_status.started()
+
+
+def _ends(scope: trio.CancelScope) -> Callable[[str], None]:
+    return lambda event: scope.cancel() if event == SHUTDOWN else None

@@ -1,6 +1,6 @@
 """What a running server consists of, and the nudges that wake its loops early."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bot.adapters.docker_engine import DockerEngine
 from bot.adapters.enclave_network import EnclaveNetwork
@@ -13,6 +13,7 @@ from bot.server.checkpoints import Checkpointer
 from bot.server.inbox import Inbox
 from bot.server.nudge import Nudge
 from bot.server.outlet import Outlet
+from bot.server.status import Status
 from handlers.context import Context
 from keycrux_client.refresh import Keeper
 
@@ -52,3 +53,4 @@ class App:
     keeper: Keeper | None = None
     checkpointer: Checkpointer | None = None
     network: EnclaveNetwork | None = None
+    status: Status = field(default_factory=Status)

@@ -18,8 +18,8 @@ from bot.boot.unlock import Halted
 from bot.config import ConfigError, load
 from bot.server import app
 from bot.terminal import printable, say, say_json, tell
+from bot.tools import boot, parent, payments
 from bot.tools import commands as trust_commands
-from bot.tools import parent, payments
 from bot.tools.client import CallRefused, NoAnswer, open_client
 from bot.tools.maintain import CannotRelease
 from bot.tools.signer import SignerProblem
@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     call.set_defaults(do=_call)
     trust_commands.add_commands(commands)
     payments.add_command(commands)
+    boot.add_command(commands)
     parent.add_command(commands)
     key = commands.add_parser("key", help="make a key file, or show the npub of one")
     key.add_argument("file", type=Path)

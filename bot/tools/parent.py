@@ -84,16 +84,35 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     report, kept = status["report"], status["backups"]
     rows = [
         ("enclave", status["enclave"]),
-        ("step", report.get("step", "-")),
+        ("step", _step(report)),
+        ("took", _took(report.get("took_s"))),
         ("restore", _progress(report.get("restore"))),
         ("checkpoint", _age(kept["newest_s_ago"])),
         ("blobs", f"{kept['blobs']}, {kept['bytes'] / 2**20:.1f} MiB"),
         ("remote", "none" if kept["remote_lag_s"] is None else f"{kept['remote_lag_s']} s behind"),
         ("reported", _age(status["reported_s_ago"])),
-        ("last error", report.get("error") or "-"),
+        ("ports", ", ".join(map(str, report.get("ports") or [])) or "-"),
+        (
+            "restarts",
+            ", ".join(f"{n} {c}" for n, c in (report.get("restarts") or {}).items()) or "-",
+        ),
+        ("last error", report.get("halted") or report.get("error") or "-"),
         ("last log", status["last_log"] or "-"),
     ]
     return [f"{name:<12} {value}" for name, value in rows]
+
+
+def _step(report: dict[str, Any]) -> str:
+    step = report.get("step") or "-"
+    return f"{step}, and halted there" if report.get("halted") else step
+
+
+def _took(steps: object) -> str:
+    """The slowest first."""
+    if not isinstance(steps, dict):
+        return "-"
+    slow = sorted(steps.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slow) or "-"
 
 
 def _progress(restore: object) -> str:

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from handlers.domain.limits import CPU_PERIOD_US
+
 _ROOT = Path("/sys/fs/cgroup")
 _STEP_S = 0.0005
 _PROCESSES = (_ROOT / "cpuacct", _ROOT / "memory", _ROOT)
@@ -55,6 +57,34 @@ def _number(where: str, files: tuple[str, str]) -> int | None:
             continue
         return int(word) if word.isdecimal() else None
     return None
+
+
+def group_of_cores(name: str, percent: int) -> Path:
+    """A group whose processes together get so much of one core; the file that its members are written to. Raises OSError."""
+    quota_us = CPU_PERIOD_US * percent // 100
+    if (_ROOT / "cgroup.controllers").exists():
+        _let_children_have_cpu()
+        group = _ROOT / name
+        group.mkdir(exist_ok=True)
+        (group / "cpu.max").write_text(f"{quota_us} {CPU_PERIOD_US}")
+    else:
+        group = _ROOT / "cpu" / name
+        group.mkdir(exist_ok=True)
+        (group / "cpu.cfs_period_us").write_text(str(CPU_PERIOD_US))
+        (group / "cpu.cfs_quota_us").write_text(str(quota_us))
+    return group / "cgroup.procs"
+
+
+def _let_children_have_cpu() -> None:
+    """On v2 a controller is passed down by word."""
+    switch = _ROOT / "cgroup.subtree_control"
+    if "cpu" not in switch.read_text().split():
+        switch.write_text("+cpu")
+
+
+def joining(group: Path) -> list[str]:
+    """What a command is prefixed with so that it runs in a group."""
+    return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group)]
 
 
 class DoesNotStandStill(Exception):

@@ -1,0 +1,42 @@
+"""``enclaved boot``: the inside of an enclave, from power-on on. `enclave.sh` keeps it running."""
+
+import argparse
+import signal
+from pathlib import Path
+
+import trio
+
+from bot import logging
+from bot.boot.machine.boot import Boot
+from bot.config import load_machine
+
+CONFIG = Path("/etc/enclaved/enclaved.toml")
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    boot = commands.add_parser(
+        "boot", help="start everything inside an enclave, and keep it running"
+    )
+    boot.add_argument("--config", type=Path, default=CONFIG, help=f"default: {CONFIG}")
+    boot.set_defaults(do=_boot)
+
+
+def _boot(options: argparse.Namespace) -> int:
+    """0 when it was told to end; that is the end of the enclave, too."""
+    config = load_machine(options.config)
+    logging.set_up("json" if config.server.log == "json" else "console", config.server.log_level)
+
+    async def boot() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            await Boot(options.config, config).run()
+            nursery.cancel_scope.cancel()
+
+    trio.run(boot)
+    return 0
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            scope.cancel()
