@@ -76,7 +76,14 @@ async def place(tmp_path, nursery):
 
 
 async def woken(config, **options):
-    return await wake(config, Nowhere(), ("ws://127.0.0.1:1",), FakeClock(NOW), Steps(trio.current_time), **options)
+    return await wake(
+        config,
+        Nowhere(),
+        ("ws://127.0.0.1:1",),
+        FakeClock(NOW),
+        Steps(trio.current_time),
+        **options,
+    )
 
 
 async def test_outside_of_an_enclave_the_key_is_in_a_file(place):
