@@ -13,6 +13,7 @@ import bot.boot.wake
 from bot.adapters.nsm import NsmUnusable
 from bot.adapters.relay_events import Searched
 from bot.boot.standing import EscrowTrust, ReleasePolicy
+from bot.boot.steps import Steps
 from bot.boot.unlock import Halted
 from bot.boot.wake import wake
 from bot.config import ConfigError, load
@@ -81,7 +82,7 @@ async def woken(config, **options):
         Nowhere(),
         ("ws://127.0.0.1:1",),
         FakeClock(NOW),
-        Steps(trio.current_time),
+        Steps(lambda: 0.0),
         **options,
     )
 
