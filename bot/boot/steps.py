@@ -63,6 +63,7 @@ class Steps:
         self.now_at = None
 
     def halt(self, reason: str) -> None:
+        """It stands still; if only for now, the next step to be reached says that it goes on."""
         self.halted = reason
         log.error("halted", step=self.now_at and self.now_at.value, reason=reason)
 

@@ -156,18 +156,22 @@ class Supervisor:
         except OSError as error:
             return f"{error.strerror}: {error.filename}"
         running.process = process
+        ended = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._probe, running)
                 nursery.start_soon(self._end_when_told, running, process)
                 nursery.start_soon(self._bound_log, running.program)
                 await process.wait()
+                ended = True
                 nursery.cancel_scope.cancel()
         finally:
             running.up.shut()
-            _signal_group(process, signal.SIGKILL)
-            with trio.CancelScope(shield=True):
-                await process.wait()
+            # Cancelled without being told to stop, as by a fault of ours: whom the next supervisor adopts goes on.
+            if ended or running.stopping.is_set() or running.program.listens_at is None:
+                _signal_group(process, signal.SIGKILL)
+                with trio.CancelScope(shield=True):
+                    await process.wait()
             if isinstance(process, Adopted):
                 process.close()
         return None

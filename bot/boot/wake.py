@@ -7,7 +7,6 @@ parent's claims ───┘
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -105,7 +104,7 @@ async def wake(
     if around.policy.escrow.repo:
         steps.reach(Step.ESCROW)
         urls = config.escrow.relays or (*own_urls, *config.relays.urls)
-        unlocked = await _unlock(config, around, standing, urls, forget_state=forget_state)
+        unlocked = await _unlock(config, around, standing, urls, steps, forget_state=forget_state)
     else:
         unlocked = None
         log.warning("no key escrow: this identity ends with this process")
@@ -196,6 +195,7 @@ async def _unlock(
     around: Surroundings,
     standing: Standing,
     relay_urls: Sequence[str],
+    steps: Steps,
     *,
     forget_state: bool,
 ) -> Unlocked:
@@ -213,6 +213,10 @@ async def _unlock(
         await around.events.believe(service.pubkey for service in found.services)
         return found
 
+    async def tell(reason: str) -> None:
+        steps.halt(reason)
+        await tell_parent(config, f"halted: {reason}")
+
     credentials = Credentials(policy.repo, standing.signatures.releases)
     client = EscrowClient(
         around.events, around.attester, around.clock, credentials, _terms(policy)
@@ -224,7 +228,7 @@ async def _unlock(
         escrow.services,
         config.escrow.halt_after_s,
         forget_state,
-        partial(tell_parent, config),
+        tell,
     ).unlock()
 
 

@@ -46,6 +46,7 @@ class Enclave:
     before: dict[str, int] = field(default_factory=dict)
     # With a parent, the state lies in memory that is lost with the power, and the parent keeps its checkpoints.
     has_parent: bool = False
+    module_ahead_s: int = 0
 
     @property
     def folder(self) -> Path:
@@ -141,7 +142,7 @@ class Enclave:
         The relay's file stays: here it stands for relays elsewhere, on which everybody of this little world meets.
         """
         await self.on.supervisor.kill("enclaved")
-        await self.on.supervisor.halt("nsm")
+        await self.stop_module()
         await self._empty_disks()
         state = self.folder / "state"
         for path in await trio.to_thread.run_sync(lambda: list(state.iterdir())):
@@ -153,8 +154,15 @@ class Enclave:
         self.before = {event: len(self.said(event)) for event in ("ready", "halted")}
         now = SystemClock().now()
         self._write_meta(self.people.meta(self.image, now, signed=signed))
-        await self._start_module("nsm", self.image, self.people, self._nsm_socket)
+        await self.start_module()
         await self._start_enclave()
+
+    async def start_module(self) -> None:
+        """The module that attests the enclave; ``module_ahead_s``: by how much its clock is wrong."""
+        await self._start_module("nsm", self.image, self.people, self._nsm_socket)
+
+    async def stop_module(self) -> None:
+        await self.on.supervisor.halt("nsm")
 
     async def _start_enclave(self) -> None:
         await self.on.supervisor.start(self.on.nursery, self._enclaved())
@@ -180,7 +188,7 @@ class Enclave:
 
     async def stop(self) -> None:
         await self.on.supervisor.halt("enclaved")
-        await self.on.supervisor.halt("nsm")
+        await self.stop_module()
 
     async def start_escrow(self) -> None:
         """As many keycrux services as it takes to share a key, on a machine of their own."""
@@ -256,6 +264,7 @@ class Enclave:
             "--instance-id": people.instance_id,
             "--certificate": certificate,
             "--socket": socket,
+            "--ahead": self.module_ahead_s if name == "nsm" else 0,
         }
         command = self._module("bot.devstack.nsm", arguments)
         await self.on.supervisor.start(self.on.nursery, self._says_ready(name, command))

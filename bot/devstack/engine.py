@@ -23,6 +23,7 @@ from bot.adapters.engine.cgroup import group_of_cores, joining
 from bot.boot.machine.engine_files import EnginePaths, EngineSettings
 from bot.boot.machine.probes import docker_answers, socket_answers
 from bot.boot.supervisor import Program, Supervisor
+from bot.devstack.spaces import Space, run
 
 ENGINE_PERCENT = 100
 _CONTROLLERS_V1 = (
@@ -90,18 +91,12 @@ class PrivateEngine:
         """``pulls_from``: a registry that dockerd itself may reach, to measure it; by default it has no network."""
         self.place = place
         self._pulls_from = pulls_from
-        self._inner_pid = 0
-        self._supervisor: Supervisor | None = None
+        self._space = Space("namespaces")
 
     async def start(self, supervisor: Supervisor, nursery: trio.Nursery) -> None:
         paths = self.place.paths
-        self._supervisor = supervisor
-        registries = (self._pulls_from,) if self._pulls_from else ()
-        paths.write(EngineSettings(self.place.cgroup_parent, registries))
-        await supervisor.start(
-            nursery,
-            Program("namespaces", self._holder(), ready=self._find_inner, holds_stdin=True),
-        )
+        paths.write(self._settings())
+        await self._space.start(supervisor, nursery)
         await self._join_networks()
         joined = joining(group_of_cores(f"{self.place.name}-engine", ENGINE_PERCENT))
         await supervisor.start(
@@ -126,8 +121,7 @@ class PrivateEngine:
 
     def enter(self, command: list[str], *, network: bool = True) -> list[str]:
         """The command, inside the engine's mounts and processes (and, by default, its network)."""
-        spaces = ["-m", "-p", *(["-n"] if network else [])]
-        return ["nsenter", "-t", str(self._inner_pid), *spaces, "--", *command]
+        return self._space.enter(command, network=network)
 
     def clean_up(self) -> None:
         """After everything stopped: cgroups and the folder."""
@@ -136,43 +130,16 @@ class PrivateEngine:
                 _remove_cgroup(root / name)
         shutil.rmtree(self.place.folder, ignore_errors=True)
 
-    def _holder(self) -> list[str]:
-        setup = "ip link set lo up && sysctl -qw net.ipv4.ip_forward=1 && exec tini -s -- cat"
-        spaces = ["--mount", "--net", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
-        return ["unshare", *spaces, "--propagation", "private", "sh", "-c", setup]
-
-    async def _find_inner(self) -> bool:
-        """The namespace's first process is the child of the one that made it, once that became tini."""
-        assert self._supervisor is not None
-        self._inner_pid = only_child(self._supervisor.pid("namespaces")) or 0
-        return self._inner_pid != 0 and program_of(self._inner_pid) == "tini"
-
     async def _join_networks(self) -> None:
         name, place = self.place.name, self.place
-        outer, inner = f"{name}h", f"{name}e"
-        await _run(
-            [
-                "ip",
-                "link",
-                "add",
-                outer,
-                "type",
-                "veth",
-                "peer",
-                "name",
-                inner,
-                "netns",
-                str(self._inner_pid),
-            ]
+        await self._space.join_here(
+            f"{name}h", place.host_address, f"{name}e", place.engine_address
         )
-        await _run(["ip", "addr", "add", f"{place.host_address}/30", "dev", outer])
-        await _run(["ip", "link", "set", outer, "up"])
-        for command in (
-            ["ip", "addr", "add", f"{place.engine_address}/30", "dev", inner],
-            ["ip", "link", "set", inner, "up"],
-            ["ip", "route", "add", "default", "via", place.host_address],
-        ):
-            await _run(["nsenter", "-t", str(self._inner_pid), "-n", "--", *command])
+        await self._space.do(f"ip route add default via {place.host_address}")
+
+    def _settings(self) -> EngineSettings:
+        registries = (self._pulls_from,) if self._pulls_from else ()
+        return EngineSettings(self.place.cgroup_parent, registries)
 
     async def _fence(self) -> None:
         """Containers reach the public internet and nothing else; of the engine itself only their channel."""
@@ -186,7 +153,7 @@ class PrivateEngine:
             rules += [["-I", "DOCKER-USER", *here, "-d", net, "-j", "DROP"] for net in _PRIVATE]
         rules += [["-I", chain, *known] for chain in ("INPUT", "DOCKER-USER")]
         for rule in rules:
-            await _run(self.enter(["iptables", "-w", *rule]))
+            await run(*self.enter(["iptables", "-w", *rule]))
         if self._pulls_from is None:
             await self._cut_off()
 
@@ -198,28 +165,7 @@ class PrivateEngine:
             ["-m", "owner", "--gid-owner", str(SERVER_GID), "-j", "ACCEPT"],
             ["-j", "REJECT"],
         ):
-            await _run(self.enter(["iptables", "-w", *outwards, *rule]))
-
-
-def only_child(parent: int) -> int | None:
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            if f"\nPPid:\t{parent}\n" in status.read_text():
-                return int(status.parent.name)
-        except OSError:
-            continue
-    return None
-
-
-def program_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-async def _run(command: list[str]) -> None:
-    await trio.run_process(command, capture_stderr=True)
+            await run(*self.enter(["iptables", "-w", *outwards, *rule]))
 
 
 def _remove_cgroup(path: Path) -> None:

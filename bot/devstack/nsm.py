@@ -217,13 +217,14 @@ def main() -> None:
         "--certificate", type=Path, help="DER that the image is signed with (PCR8)"
     )
     parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--ahead", type=int, default=0, help="seconds by which its clock is wrong")
     options = parser.parse_args()
     clock = SystemClock()
     certificate = options.certificate.read_bytes() if options.certificate else None
     nsm = DevNsm(
         load_authority(options.authority, clock.now()),
         measure(options.image, options.instance_id, certificate),
-        clock.now,
+        lambda: clock.now() + options.ahead,
     )
     trio.run(serve, nsm, options.socket)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import trio
 
 from bot.boot.supervisor import Program, Supervisor
-from bot.devstack.engine import only_child, program_of
 
 CGROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = (
@@ -33,18 +32,24 @@ OFF_S = 20
 
 
 class Space:
-    """A network, with mounts and processes of its own. `start` it under a supervisor."""
+    """A network, with mounts and processes of its own. `start` it under a supervisor. ``network``: one that is there already,
+    by its file."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, network: Path | None = None) -> None:
+        self.name, self._network = name, network
         self._supervisor: Supervisor | None = None
         self.pid = 0
 
     async def start(self, supervisor: Supervisor, nursery: trio.Nursery) -> None:
         self._supervisor = supervisor
-        setup = "ip link set lo up && sysctl -qw net.ipv4.ip_forward=1 && exec tini -s -- cat"
-        spaces = ["--mount", "--net", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
-        command = ["unshare", *spaces, "--propagation", "private", "sh", "-c", setup]
+        setup = "exec tini -s -- cat"
+        spaces = ["--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+        # Not by `ip netns exec`: it mounts a /sys without cgroups.
+        entered = [] if self._network is None else ["nsenter", f"--net={self._network}"]
+        if self._network is None:
+            setup = f"ip link set lo up && sysctl -qw net.ipv4.ip_forward=1 && {setup}"
+            spaces.append("--net")
+        command = [*entered, "unshare", *spaces, "--propagation", "private", "sh", "-c", setup]
         await supervisor.start(
             nursery, Program(self.name, command, ready=self._find, holds_stdin=True)
         )
@@ -52,13 +57,32 @@ class Space:
     async def _find(self) -> bool:
         """Its first process is the child of the one that made it, once that became tini."""
         assert self._supervisor is not None
-        self.pid = only_child(self._supervisor.pid(self.name)) or 0
-        return self.pid != 0 and program_of(self.pid) == "tini"
+        self.pid = _only_child(self._supervisor.pid(self.name)) or 0
+        return self.pid != 0 and _comm(self.pid) == "tini"
 
     def enter(self, command: list[str], *, network: bool = True) -> list[str]:
         """The command, inside."""
         spaces = ["-m", "-p", *(["-n"] if network else [])]
         return ["nsenter", "-t", str(self.pid), *spaces, "--", *command]
+
+    async def join_here(self, device: str, address: str, inner: str, other: str) -> None:
+        """A wire between this machine and the inside, and the address of each end, in a network of four."""
+        await run(
+            "ip",
+            "link",
+            "add",
+            device,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            inner,
+            "netns",
+            str(self.pid),
+        )
+        await run("ip", "addr", "add", f"{address}/30", "dev", device)
+        await run("ip", "link", "set", device, "up")
+        await self.do(f"ip addr add {other}/30 dev {inner}", f"ip link set {inner} up")
 
     async def do(self, *commands: str) -> None:
         for command in commands:
@@ -132,7 +156,7 @@ class Booted:
 
     def first_pid(self) -> int:
         """Of its first process, as this machine counts; 0 before there is one."""
-        return only_child(self._process.pid) or 0 if self._process is not None else 0
+        return _only_child(self._process.pid) or 0 if self._process is not None else 0
 
     def cut_power(self) -> None:
         """Everything ends at once. A frozen process does not die on v1: it is thawed while we wait."""
@@ -174,3 +198,20 @@ class Booted:
                     except OSError:
                         pass  # its processes are still leaving
                 time.sleep(0.01)
+
+
+def _only_child(parent: int) -> int | None:
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if f"\nPPid:\t{parent}\n" in status.read_text():
+                return int(status.parent.name)
+        except OSError:
+            continue
+    return None
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""

@@ -79,9 +79,6 @@ class WholeEnclave(Enclave):
     def _parent_address(self) -> str:
         return f"unix:{self.machine.folder}/vsock/parent.sock"
 
-    async def start_parent(self) -> None:
-        await super().start_parent()
-
     def _enter_parent(self, command: list[str]) -> list[str]:
         return self.parent_space.enter(command)
 
@@ -137,11 +134,11 @@ class WholeEnclave(Enclave):
         await self.shut_down()
         with trio.fail_after(90):
             await self.machine.ended()
-        await self.on.supervisor.halt("nsm")
+        await self.stop_module()
 
     async def cut_power(self) -> None:
         await trio.to_thread.run_sync(self.machine.cut_power)
-        await self.on.supervisor.halt("nsm")
+        await self.stop_module()
 
     @property
     def _nsm_socket(self) -> Path:
@@ -195,25 +192,8 @@ async def _wire(net: Net, internet: Space, parent: Space) -> None:
     await join(internet, net.internet, parent, net.parent, 24)
     await parent.do(f"ip route add default via {net.internet}")
     ours, theirs = net.host
-    device = f"encl{net.number}"
-    await run(
-        "ip",
-        "link",
-        "add",
-        device,
-        "type",
-        "veth",
-        "peer",
-        "name",
-        "to-host",
-        "netns",
-        str(internet.pid),
-    )
-    await run("ip", "addr", "add", f"{ours}/30", "dev", device)
-    await run("ip", "link", "set", device, "up")
+    await internet.join_here(f"encl{net.number}", ours, "to-host", theirs)
     await internet.do(
-        f"ip addr add {theirs}/30 dev to-host",
-        "ip link set to-host up",
         # An enclave talks to nobody in private networks: to it, we are the internet.
         f"iptables -t nat -A POSTROUTING -o to-{parent.name} -s {ours} -j MASQUERADE",
     )

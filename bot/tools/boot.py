@@ -28,15 +28,16 @@ def _boot(options: argparse.Namespace) -> int:
 
     async def boot() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-            await Boot(options.config, config).run()
+            booted = Boot(options.config, config)
+            nursery.start_soon(_end_on_signal, booted)
+            await booted.run()
             nursery.cancel_scope.cancel()
 
     trio.run(boot)
     return 0
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
+async def _end_on_signal(booted: Boot) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            scope.cancel()
+            booted.end()

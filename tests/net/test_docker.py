@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import trio
 
 from bot.boot.supervisor import Supervisor
 from bot.devstack.engine import EnginePlace, PrivateEngine
+from bot.devstack.spaces import Space
 from netstack.dns import docker_settings
 from tests.net.certificates import make_certificates
 from tests.net.lab import ELSEWHERE, INTERNET, PARENT, WHO, Lab, run
@@ -26,21 +28,7 @@ class EnclaveEngine(PrivateEngine):
 
     def __init__(self, place, lab):
         super().__init__(place)
-        self._lab = lab
-
-    def _holder(self):
-        spaces = ["--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
-        holder = [
-            "unshare",
-            *spaces,
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            "exec tini -s -- cat",
-        ]
-        # Not by `ip netns exec`: it mounts a /sys without cgroups.
-        return ["nsenter", f"--net=/run/netns/{self._lab.space('enc')}", *holder]
+        self._space = Space("namespaces", Path(f"/run/netns/{lab.space('enc')}"))
 
     async def _join_networks(self):
         pass
@@ -48,10 +36,8 @@ class EnclaveEngine(PrivateEngine):
     async def _fence(self):
         pass  # the firewall under test is the only one
 
-    def _write_configuration(self):
-        super()._write_configuration()
-        file = self.place.folder / "daemon.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **docker_settings(1_500)}))
+    def _settings(self):
+        return replace(super()._settings(), network=docker_settings(1_500))
 
 
 def busybox_image(folder):

@@ -1,9 +1,11 @@
-"""The life of an enclave, of real processes: power on, money, power cut, and back; and the parent never learns anything."""
+"""The life of an enclave whose root is the Dockerfile's image, in namespaces: power on, money, power cut, and back; and the
+parent never learns anything."""
 
 import json
 import re
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -11,8 +13,8 @@ import trio
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.clock import SystemClock
 from bot.devstack.sample import build_image
-from bot.devstack.stack import stack
 from bot.devstack.wallet import PATIENCE
+from bot.devstack.whole import whole_stack
 from bot.tools.client import CallRefused, NoAnswer, open_client
 from handlers.ports import PayStatus
 from nips.keys import SecretKey
@@ -86,10 +88,11 @@ def files_of_parent(on):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-async def test_power_cut_and_back_signed_upgrade_and_one_that_is_not(record_property):
+@asynccontextmanager
+async def living(kind="tun"):
+    """An enclave that is up, and a tenant with money."""
     needs_root()
-    async with stack(lambda _: None, SLOW, has_parent=True) as on:
-        image = await on.ground.push("sample/counts", "1", build_image(COUNTS))
+    async with whole_stack(lambda _: None, SLOW, kind=kind) as on:
         wallet = NwcWallet(
             parse_uri(on.payer_uri()), SystemClock(), answer_s=5, relay_policy=PATIENCE
         )
@@ -99,61 +102,65 @@ async def test_power_cut_and_back_signed_upgrade_and_one_that_is_not(record_prop
         ):
             nursery.start_soon(wallet.run)
             await wallet.wait_ready()
-            tenant = Person(on, me, wallet)
-            began = trio.current_time()
-            deployed = await tenant.call(
-                "deploy", docker=image, units=1, amount_sat=500, env={"TOKEN": SECRET}
-            )
-            waited_ms = (trio.current_time() - began) * 1_000
-            pubkey = deployed["pubkey"]
-            await tenant.pay(deployed["invoice"])
-            await tenant.until_state(pubkey, "deployed")
-            unpaid = await tenant.call("topup", pubkey=pubkey, amount_sat=300)
-            counted = await _counted(tenant, pubkey, "volume", at_least=4)
-            await _next_full_checkpoint(on)
-            identity, before = on.instance, await tenant.call("balance", pubkey=pubkey)
-
-            # Paid while nobody is there to hear it: the invoice was anchored before it left.
-            await on.enclave.cut_power()
-            began = trio.current_time()
-            await on.enclave.start()
-            assert identity == await on.enclave.ready()
-            back_s = trio.current_time() - began
-            await tenant.pay(unpaid["invoice"])
-            await tenant.until_state(pubkey, "deployed")
-            for where in ("volume", "layer"):
-                begun = await _begun(tenant, pubkey, where)
-                assert counted - 2 <= begun, f"{where} is as of the checkpoint"
-            after = await _until_balance(tenant, pubkey, at_least=before["balance_sat"] + 290)
-            assert (
-                before["balance_sat"] + 250 <= after["balance_sat"] <= before["balance_sat"] + 300
-            )
-
-            # At the end of its life it saves itself: nothing at all is lost.
-            shut = await tenant.call("balance", pubkey=pubkey)
-            await on.enclave.stop()
-            said = on.enclave.said("the last checkpoint")
-            assert said[-1]["anchored"] is True
-            await on.enclave.cut_power()
-            on.enclave.image = await trio.to_thread.run_sync(on.enclave.changed_image)
-            await on.enclave.start(signed=False)
-            assert "hold none for this code" in await on.enclave.halted()
-            await on.enclave.stop()
-            assert any("hold none for this code" in line for line in asked_parent(on, "logs"))
-            await on.enclave.start()
-            assert identity == await on.enclave.ready(), "signed, the upgrade gets the key"
-            await tenant.until_state(pubkey, "deployed")
-            upgraded = await tenant.call("balance", pubkey=pubkey)
-            assert shut["balance_sat"] - 30 <= upgraded["balance_sat"] <= shut["balance_sat"]
-            stranger = await wallet.make_own_invoice(100_000, "back to me")
-            paid = await tenant.call("withdraw", pubkey=pubkey, invoice=stranger.bolt11)
-            assert "settled" == paid["state"]
-
-            status = await trio.to_thread.run_sync(asked_parent, on, "status")
-            assert ("up", "ready") == (status["enclave"], status["report"]["step"])
-            assert 0 <= status["backups"]["newest_s_ago"] < 120
-            _the_parent_knows_nothing(on, image, pubkey)
+            yield on, Person(on, me, wallet)
             nursery.cancel_scope.cancel()
+
+
+async def test_power_cut_and_back_signed_upgrade_and_one_that_is_not(record_property):
+    async with living() as (on, tenant):
+        wallet = tenant.wallet
+        image = await on.ground.push("sample/counts", "1", build_image(COUNTS))
+        began = trio.current_time()
+        deployed = await tenant.call(
+            "deploy", docker=image, units=1, amount_sat=500, env={"TOKEN": SECRET}
+        )
+        waited_ms = (trio.current_time() - began) * 1_000
+        pubkey = deployed["pubkey"]
+        await tenant.pay(deployed["invoice"])
+        await tenant.until_state(pubkey, "deployed")
+        unpaid = await tenant.call("topup", pubkey=pubkey, amount_sat=300)
+        counted = await _counted(tenant, pubkey, "volume", at_least=4)
+        await _next_full_checkpoint(on)
+        identity, before = on.instance, await tenant.call("balance", pubkey=pubkey)
+
+        # Paid while nobody is there to hear it: the invoice was anchored before it left.
+        await on.enclave.cut_power()
+        began = trio.current_time()
+        await on.enclave.start()
+        assert identity == await on.enclave.ready()
+        back_s = trio.current_time() - began
+        await tenant.pay(unpaid["invoice"])
+        await tenant.until_state(pubkey, "deployed")
+        for where in ("volume", "layer"):
+            begun = await _begun(tenant, pubkey, where)
+            assert counted - 2 <= begun, f"{where} is as of the checkpoint"
+        after = await _until_balance(tenant, pubkey, at_least=before["balance_sat"] + 290)
+        assert before["balance_sat"] + 250 <= after["balance_sat"] <= before["balance_sat"] + 300
+
+        # At the end of its life it saves itself: nothing at all is lost.
+        shut = await tenant.call("balance", pubkey=pubkey)
+        await on.enclave.stop()
+        said = on.enclave.said("the last checkpoint")
+        assert said[-1]["anchored"] is True
+        await on.enclave.cut_power()
+        on.enclave.image = await trio.to_thread.run_sync(on.enclave.changed_image)
+        await on.enclave.start(signed=False)
+        assert "hold none for this code" in await on.enclave.halted()
+        await on.enclave.stop()
+        assert any("hold none for this code" in line for line in asked_parent(on, "logs"))
+        await on.enclave.start()
+        assert identity == await on.enclave.ready(), "signed, the upgrade gets the key"
+        await tenant.until_state(pubkey, "deployed")
+        upgraded = await tenant.call("balance", pubkey=pubkey)
+        assert shut["balance_sat"] - 30 <= upgraded["balance_sat"] <= shut["balance_sat"]
+        stranger = await wallet.make_own_invoice(100_000, "back to me")
+        paid = await tenant.call("withdraw", pubkey=pubkey, invoice=stranger.bolt11)
+        assert "settled" == paid["state"]
+
+        status = await trio.to_thread.run_sync(asked_parent, on, "status")
+        assert ("up", "ready") == (status["enclave"], status["report"]["step"])
+        assert 0 <= status["backups"]["newest_s_ago"] < 120
+        _the_parent_knows_nothing(on, image, pubkey)
     record_property(
         "figure",
         f"power on to ready, restored: {back_s:.1f} s; deploy answered after {waited_ms:.0f} ms",

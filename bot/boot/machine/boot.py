@@ -52,6 +52,7 @@ class Boot:
         self._parent = _parent_of(config)
         self._inside = _network_of(config)
         self._guard: ClockGuard | None = None
+        self._enough = trio.Event()
         self._todo: tuple[tuple[Step, Callable[[trio.Nursery], Awaitable[None]]], ...] = (
             (Step.PARENT, self._reach_parent),
             (Step.MEMORY, self._check_memory),
@@ -64,8 +65,12 @@ class Boot:
             (Step.SERVER, self._start_server),
         )
 
+    def end(self) -> None:
+        """It is enough: save, and go down in order."""
+        self._enough.set()
+
     async def run(self) -> None:
-        """Until the parent or a signal says that it is enough; then everything goes down in order.
+        """Until `end` is called, or the parent says so; then everything goes down in order.
 
         Raises `Halted` with the one reason why it cannot go on, after the parent was told.
         """
@@ -74,14 +79,25 @@ class Boot:
         async with trio.open_nursery() as nursery:
             try:
                 if self._parent is not None:
-                    nursery.start_soon(self._parent.run_events, self._obey(nursery.cancel_scope))
+                    nursery.start_soon(self._parent.run_events, self._obey)
                     nursery.start_soon(self._report)
-                await self._walk(nursery)
-                await self._stay()
+                await self._live(nursery)
             finally:
                 with trio.CancelScope(shield=True):
-                    await self._down()
+                    await self._supervisor.stop()
+                log.info("down")
                 nursery.cancel_scope.cancel()
+
+    async def _live(self, programs_nursery: trio.Nursery) -> None:
+        """Programs are in a nursery that outlives this: they are stopped in order, not cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until_enough, nursery.cancel_scope)
+            await self._walk(programs_nursery)
+            await self._stay()
+
+    async def _until_enough(self, scope: trio.CancelScope) -> None:
+        await self._enough.wait()
+        scope.cancel()
 
     async def _walk(self, nursery: trio.Nursery) -> None:
         for step, do in self._todo:
@@ -108,10 +124,6 @@ class Boot:
             await self._guard.run()
         except _PROBLEMS as problem:
             await self._halt(f"{Step.CLOCK.value}: {problem}")
-
-    async def _down(self) -> None:
-        await self._supervisor.stop()
-        log.info("down")
 
     # -- the steps -----------------------------------------------------------------------------------------
 
@@ -178,13 +190,10 @@ class Boot:
 
     # -- to and from the parent ---------------------------------------------------------------------------------
 
-    def _obey(self, scope: trio.CancelScope) -> Callable[[str], None]:
-        def take(event: str) -> None:
-            if event == SHUTDOWN:
-                log.info("the parent orders us to end")
-                scope.cancel()
-
-        return take
+    def _obey(self, event: str) -> None:
+        if event == SHUTDOWN:
+            log.info("the parent orders us to end")
+            self.end()
 
     async def _report(self) -> None:
         while True:

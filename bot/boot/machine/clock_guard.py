@@ -19,17 +19,17 @@ class Reading:
 def why_wrong(first: Reading, now: Reading, most_apart_s: float) -> str | None:
     """None when the clock can be believed. ``first``: the reading at boot, or `now` itself."""
     if abs(off := now.wall_s - now.document_s) > most_apart_s:
-        return f"the clock is {_off(off)} of what the hypervisor's document says"
+        return f"the clock is {_off(off)} the hypervisor's, by its document"
     drift = (now.wall_s - first.wall_s) - (now.boot_s - first.boot_s)
     if abs(drift) > most_apart_s:
-        return f"the clock was set while we ran: it is {_off(drift)} of the time since boot"
+        return f"the clock was set while we ran: it is {_off(drift)} the time since boot"
     if (
         abs(drift := (now.document_s - first.document_s) - (now.boot_s - first.boot_s))
         > most_apart_s
     ):
-        return f"the hypervisor's time is {_off(drift)} of the time since boot"
+        return f"the hypervisor's clock is {_off(drift)} the time since boot"
     return None
 
 
 def _off(seconds: float) -> str:
-    return f"{abs(seconds):.1f} s {'ahead' if seconds > 0 else 'behind'}"
+    return f"{abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'}"

@@ -69,7 +69,8 @@ def server(config_path: Path, config: MachineConfig) -> Program:
     return Program(
         SERVER,
         command,
-        after=(DOCKERD,),
+        # It ends before the network does: its last checkpoint is anchored over it.
+        after=(DOCKERD,) if config.boot.network is None else (DOCKERD, NETWORK),
         ready=ready,
         stop_s=_SERVER_STOP_S,
         listens_at=Path(str(status.where)),
