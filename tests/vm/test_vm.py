@@ -56,6 +56,50 @@ def _add_container(vm):
     vm.start("/bin/busybox", "nsenter", f"--net=/proc/{_pid(vm)}/ns/net", PYTHON, "-I", "-S", "/app/who.py", "serve", "8080")  # fmt: skip
 
 
+# Namespace packages: the guest has two files of ours, and no __init__.
+GROUPS = r"""
+import os, subprocess, sys, time
+from pathlib import Path
+from bot.adapters.engine.cgroup import Freezer, group_of_cores, joining, limits_of, pids
+root, box = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/tenants/box")
+assert (root / "cgroup.controllers").exists(), "one tree"
+procs = group_of_cores("engine", 50)
+assert "50000 100000" == (root / "engine/cpu.max").read_text().strip()
+here = subprocess.run([*joining(procs), "/bin/busybox", "cat", "/proc/self/cgroup"], capture_output=True, text=True).stdout
+assert "0::/engine" == here.strip(), here
+(root / "cgroup.subtree_control").write_text("+memory +pids")
+box.mkdir(parents=True)
+(box.parent / "cgroup.subtree_control").write_text("+memory +pids +cpu")
+for name, value in (("memory.max", "50000000"), ("pids.max", "16"), ("cpu.max", "90000 100000")):
+    (box / name).write_text(value)
+told = limits_of("/tenants", "box")
+assert (49_999_872, 16, 90_000) == (told.memory_bytes, told.pids, told.cpu_quota_us), told
+process = subprocess.Popen([sys.executable, "-I", "-S", "-c", "while True: pass"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+(box / "cgroup.procs").write_text(str(process.pid))
+assert [process.pid] == pids("/tenants", "box")
+def used_us():
+    return int((box / "cpu.stat").read_text().split()[1])
+def moves():
+    before = used_us(); time.sleep(1.0); return used_us() - before > 10_000
+freezer = Freezer("/tenants", "box")
+assert moves() and not freezer.is_frozen()
+began = time.monotonic(); freezer.freeze(5); took = time.monotonic() - began
+assert freezer.is_frozen() and not moves(), "it stands still"
+freezer.thaw()
+assert not freezer.is_frozen() and moves()
+freezer.freeze(5); process.kill(); assert -9 == process.wait(), "on v2 a frozen process dies"
+print(f"{took * 1e3:.1f}")
+"""
+
+
+def test_control_groups_of_one_tree_as_an_enclaves_kernel_has_them(vm, record_property):
+    busybox = "/bin/busybox"
+    vm.do(busybox, "mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup")
+    said = vm.do(busybox, "env", "PYTHONPATH=/groups", PYTHON, "-c", GROUPS, timeout=120)
+    record_property("figure", f"frozen on cgroup v2, emulated: {said.strip()} ms")
+    assert 0 < float(said) < 5_000
+
+
 def _pid(vm):
     return vm.do("/bin/busybox", "cat", "/tmp/container").strip()
 
