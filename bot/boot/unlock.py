@@ -73,6 +73,10 @@ async def _nobody(_: str) -> None:
     pass
 
 
+async def _no_head(_: str) -> Head | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Unlocker:
     """One boot. ``services``: how many must be there before an identity is made. ``tell``: who is told why it does not
@@ -85,6 +89,7 @@ class Unlocker:
     halt_after_s: float
     forget_state: bool = False
     tell: Callable[[str], Awaitable[None]] = _nobody
+    find_head: Callable[[str], Awaitable[Head | None]] = _no_head
 
     async def unlock(self) -> Unlocked:
         """Raises `Halted`."""
@@ -163,6 +168,12 @@ class Unlocker:
             state = await read_state(sealer, self.blobs, manifest, head)
         except (BadCheckpoint, BlobsFailed) as error:
             raise Halted(f"the backup cannot be read: {error}") from error
+        told = await self.find_head(secret.identity.pubkey)
+        if told is not None and head.is_behind(told):
+            raise Halted(
+                f"relays know of our number {told.number} of epoch {told.epoch}, but escrow names "
+                f"{head.number} of {head.epoch}: services that held the newest are missing"
+            )
         secret = replace(secret, split=_split_for(secret.split, decision.key, heard))
         saver = Saver(sealer, self.blobs, head.epoch + 1, state, seen.there)
         return await self._go_on(decision.key, secret, sealer, saver, secret.holders)

@@ -14,6 +14,7 @@ import structlog
 from bot.adapters.nsm import NsmAttester, open_transport
 from bot.adapters.relay_events import RelayEvents
 from bot.boot.anchors import load_anchor
+from bot.boot.heads import heads_of, newest_head
 from bot.boot.identity import load_key
 from bot.boot.standing import (
     NotProduction,
@@ -38,6 +39,7 @@ from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Trust, discover
 from keycrux_client.protocol import Credentials, EscrowPolicy
 from keycrux_client.refresh import Keeper
+from keycrux_client.shares import Head
 from netstack.vsock import parse_address
 from nips.errors import BadInput
 from nips.keys import SecretKey
@@ -217,6 +219,9 @@ async def _unlock(
         steps.halt(reason)
         await tell_parent(config, f"halted: {reason}")
 
+    async def find_head(pubkey: str) -> Head | None:
+        return newest_head(await around.events.find([heads_of(pubkey)], relay_urls), pubkey)
+
     credentials = Credentials(policy.repo, standing.signatures.releases)
     client = EscrowClient(
         around.events, around.attester, around.clock, credentials, _terms(policy)
@@ -229,6 +234,7 @@ async def _unlock(
         config.escrow.halt_after_s,
         forget_state,
         tell,
+        find_head,
     ).unlock()
 
 

@@ -23,6 +23,7 @@ from bot.checkpoint.packer import Snapshot
 from bot.checkpoint.scan import scan_database
 from bot.clock import Clock
 from bot.server.nudge import Nudge
+from keycrux_client.shares import Head
 
 log = structlog.get_logger()
 # The books go with every checkpoint. Ids of what was acted on can wait for the minute: what is replayed after a restore
@@ -88,6 +89,7 @@ class Checkpointer:
         self._next_full_s = trio.current_time()
         self._disks: EngineDisks | None = None
         self.newest: Newest | None = None
+        self.anchored: Head | None = None
 
     def with_disks(self, disks: EngineDisks) -> None:
         """Copy containers' disks as well, from now on: once there is an engine."""
@@ -159,6 +161,7 @@ class Checkpointer:
         if not refreshed.is_safe:
             log.warning("checkpoint is not anchored", number=head.number, failed=refreshed.failed)
             return False
+        self.anchored = head
         self.newest = Newest(head.number, put_bytes, trio.current_time())
         if put_bytes:
             disks = sum(name.endswith((LAYER, VOLUMES)) for name in saver.last.indexes)

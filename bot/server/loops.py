@@ -7,6 +7,7 @@ from functools import partial
 import structlog
 import trio
 
+from bot.boot.heads import build_head_event
 from bot.server.announcement import Announcement
 from bot.server.outbox import Outbox, Strangers
 from bot.server.parts import App
@@ -23,6 +24,7 @@ from handlers.ports import Hint
 from handlers.transitions import held_units
 from keycrux_client.refresh import EVERY_S
 from keycrux_client.refresh import RETRY_S as RETRY_ESCROW_S
+from keycrux_client.shares import Head
 from netstack.control import Refused
 
 log = structlog.get_logger()
@@ -30,6 +32,7 @@ RETRY_S = 2
 AT_ONCE = 8
 # Without escrow, whoever comes now would lose all when this enclave ends.
 UNSAFE_S = 3_600
+HEAD_EVERY_S = 10
 _SERVED = [State.WAITING, State.DEPLOYED, State.PAUSED, State.SHELVED]
 
 
@@ -134,6 +137,25 @@ class InstanceAnnouncer:
         await self._announcement.bring()
 
 
+class HeadTeller:
+    """The head that escrow holds, on our relays as well: there a lost one is missed (`bot.boot.heads`)."""
+
+    def __init__(self, app: App) -> None:
+        self._checkpointer, self._urls = app.checkpointer, app.ctx.presence.relay_urls
+        self._announcement = Announcement(app.outlet)
+        self._told: Head | None = None
+        self._told_at = 0
+
+    async def once(self, ctx: Context) -> None:
+        head = self._checkpointer.anchored if self._checkpointer is not None else None
+        if head is not None and head != self._told:
+            # Within one second the relay would keep whichever has the smaller id.
+            self._told, self._told_at = head, max(self._told_at + 1, ctx.clock.now())
+            event = build_head_event(ctx.key, head, self._told_at)
+            self._announcement.renew([event], self._urls)
+        await self._announcement.bring()
+
+
 async def run_escrow(app: App) -> None:
     """Services forget our key when they restart, and after three days."""
     safe_at = trio.current_time()
@@ -185,6 +207,7 @@ def loops(app: App, nursery: trio.Nursery) -> tuple[Loop, ...]:
         *duties(app.config.policy),
         Loop("outbox", outbox.once, 2, nudge="outbox", rest_s=0.05),
         Loop("announce instance", InstanceAnnouncer(app).once, 5),
+        Loop("head", HeadTeller(app).once, HEAD_EVERY_S),
         Loop("network", partial(tell_network, app), 1),
         Loop("served", partial(serve_containers, app), 5),
         Loop("prune", partial(_prune, app), 10),

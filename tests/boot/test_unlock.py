@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import trio
 
+from bot.boot.heads import NAME, build_head_event, heads_of, newest_head
 from bot.boot.secret import Secret, encode_secret
 from bot.boot.unlock import Halted, Unlocker
 from bot.checkpoint.blobs import BlobsFailed, manifest_name
@@ -13,7 +15,9 @@ from bot.checkpoint.folder import FolderBlobs
 from bot.checkpoint.saver import Saver
 from bot.checkpoint.seal import Sealer
 from keycrux_client.protocol import Got
-from keycrux_client.shares import DiskKey, decode_untrusted, make_split, threshold_for
+from keycrux_client.shares import DiskKey, Head, decode_untrusted, make_split, threshold_for
+from nips import kinds
+from nips.event import sign_event
 from nips.keys import SecretKey
 
 KEY = DiskKey(b"k" * 32)
@@ -60,6 +64,45 @@ async def test_a_fresh_start_then_restarts(escrow, path, services):
     identity = await boot(escrow, code, path)
     for _ in range(3):
         assert identity == await boot(escrow, code, path)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "number", "halts"), [(1, 9, True), (2, 1, True), (1, 1, False), (0, 99, False)]
+)
+async def test_a_newer_head_that_relays_know_of_halts_and_an_older_one_says_nothing(
+    escrow, path, epoch, number, halts
+):
+    """The parent can hide services from us, and relays; it cannot forge what we once told them."""
+    escrow.add_service()
+    code, asked = escrow.code(), []
+    identity = await boot(escrow, code, path)
+
+    async def find_head(pubkey):
+        asked.append(pubkey)
+        return Head(epoch, number, "00" * 32)
+
+    again = replace(unlocker(escrow, code, path), find_head=find_head)
+    if halts:
+        with pytest.raises(Halted, match=f"relays know of our number {number} of epoch {epoch}"):
+            await again.unlock()
+    else:
+        assert identity == (await again.unlock()).identity
+    assert [identity.pubkey] == asked
+
+
+def test_heads_are_told_by_their_key_alone_and_the_newest_counts():
+    key, stranger = SecretKey.generate(), SecretKey.generate()
+    old, new = Head(3, 40, "aa" * 32), Head(4, 2, "bb" * 32)
+    events = [
+        build_head_event(key, new, 100),
+        build_head_event(key, old, 200),  # overtaken, and still telling
+        build_head_event(stranger, Head(9, 9, "cc" * 32), 300),
+        sign_event(key, kinds.APP_DATA, "no head", [("d", NAME)], 400),
+        sign_event(key, kinds.APP_DATA, '{"epoch": "x"}', [("d", NAME)], 400),
+    ]
+    assert new == newest_head(events, key.pubkey)
+    assert None is newest_head(events[2:], key.pubkey)
+    assert [True] * 2 + [False] + [True] * 2 == [heads_of(key.pubkey).matches(e) for e in events]
 
 
 async def test_an_upgrade_needs_every_maintainer(escrow, path, autojump_clock):

@@ -11,6 +11,8 @@ import pytest
 import trio
 
 from bot.adapters.nwc_wallet import NwcWallet
+from bot.adapters.relay_events import RelayEvents
+from bot.boot.heads import heads_of, newest_head
 from bot.clock import SystemClock
 from bot.devstack.sample import build_image
 from bot.devstack.wallet import PATIENCE
@@ -123,6 +125,8 @@ async def test_power_cut_and_back_signed_upgrade_and_one_that_is_not(record_prop
         await _next_full_checkpoint(on)
         identity, before = on.instance, await tenant.call("balance", pubkey=pubkey)
 
+        assert 1 == (await _told_head(on)).epoch, "relays know of the head as well"
+
         # Paid while nobody is there to hear it: the invoice was anchored before it left.
         await on.enclave.cut_power()
         began = trio.current_time()
@@ -189,6 +193,16 @@ async def _begun(tenant, pubkey, where):
         while not (found := [w for w in await _words(tenant, pubkey) if "begin" in w]):
             await trio.sleep(0.3)
     return int(found[-1][found[-1].index(where) + 1])
+
+
+async def _told_head(on):
+    events = RelayEvents([on.relay_url])
+    with trio.fail_after(30):
+        while True:
+            found = await events.find([heads_of(on.instance)], [on.relay_url])
+            if (head := newest_head(found, on.instance)) is not None:
+                return head
+            await trio.sleep(0.5)
 
 
 async def _next_full_checkpoint(on):
