@@ -47,6 +47,17 @@ def say_json_text(text: str) -> None:
     _write(sys.stdout, printable_json(text))
 
 
+def is_watched() -> bool:
+    """Whether a person looks on: what takes long may move there."""
+    return sys.stdout.isatty()
+
+
+def redraw(text: str) -> None:
+    """In the place of the line before that was drawn so; an empty text ends it."""
+    sys.stdout.write(f"\r\x1b[K{printable(text)}" if text else "\n")
+    sys.stdout.flush()
+
+
 def tell(text: str) -> None:
     """One line beside the answer: a failure, or what is going on."""
     _write(sys.stderr, f"enclaved: {printable(text)}")

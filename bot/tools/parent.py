@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from bot.boot.supervisor import ProgramFailed
 from bot.parent.run import BadParentConfig, load_parent
 from bot.parent.run import run as run_parent
 from bot.parent.store import RemoteFailed
-from bot.terminal import say, say_json, tell
+from bot.terminal import is_watched, redraw, say, say_json, tell
 from netstack.control import Refused, call
 
 EXPECTED = (BadParentConfig, Refused, RemoteFailed, ProgramFailed, OSError, trio.TooSlowError)
 CONFIG = Path("/etc/enclaved/parent.toml")
+_BAR, _REDRAW_S = 30, 0.5
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -76,7 +78,40 @@ def _status(options: argparse.Namespace) -> int:
         say_json(status)
     else:
         say(*status_lines(status))
+        if is_watched():
+            _watch_restore(options, status)
     return 0
+
+
+def _watch_restore(options: argparse.Namespace, status: dict[str, Any]) -> None:
+    """While one goes on, for whoever looks on."""
+    began_s, began_bytes = time.monotonic(), _restoring(status)
+    while (done := _restoring(status)) is not None:
+        whole = status["report"]["restore"]["all_bytes"]
+        rate = (done - (began_bytes or 0)) / max(0.1, time.monotonic() - began_s)
+        redraw(bar(done, whole, rate))
+        time.sleep(_REDRAW_S)
+        status = _asked(options, "status")
+    if began_bytes is not None:
+        redraw("")
+
+
+def _restoring(status: dict[str, Any]) -> int | None:
+    """How many bytes are back; None when no restore goes on."""
+    report = status["report"]
+    match report.get("restore"):
+        case {"done_bytes": int(done), "all_bytes": int(whole)} if report.get("step") == "restore":
+            return done if done < whole else None
+        case _:
+            return None
+
+
+def bar(done: int, whole: int, rate: float) -> str:
+    """``[#####.....]  50 %, 1.0 of 2.0 MiB, 0.5 MiB/s, 2 s left``."""
+    filled = _BAR * done // whole
+    left = f"{(whole - done) / rate:.0f} s left" if rate > 0 else "waiting"
+    told = f"{done / 2**20:.1f} of {whole / 2**20:.1f} MiB, {rate / 2**20:.1f} MiB/s, {left}"
+    return f"[{'#' * filled}{'.' * (_BAR - filled)}] {100 * done // whole:3} %, {told}"
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:
