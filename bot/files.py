@@ -3,7 +3,24 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@contextmanager
+def closed_on_failure(opened: Closable) -> Iterator[None]:
+    """For constructors: what was opened is closed again when the rest of them fails, since nobody else ever could."""
+    try:
+        yield
+    except BaseException:
+        opened.close()
+        raise
 
 
 def read_bounded(path: Path, most: int) -> bytes:

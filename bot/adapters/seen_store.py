@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from bot.clock import Clock
+from bot.files import closed_on_failure
 
 log = structlog.get_logger()
 # Some 30 MB of memory.
@@ -43,17 +44,20 @@ class SeenStore:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path, self._clock, self._most = path, clock, most
         self._db = sqlite3.connect(path, isolation_level=None)
-        log_pages = f"wal_autocheckpoint = {MOST_LOG_PAGES}"
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", log_pages):
-            self._db.execute(f"PRAGMA {pragma}")
-        self._make_table()
-        # How long the machine was off, nobody knows: all that is on file is kept its whole time once more.
-        boot_s = clock.boot_ms() // 1_000
-        # Until when: Unix time and time since boot, in seconds. Plain tuples, which the collector leaves alone.
-        self._until = {
-            event_id: (until, boot_s + keep_s)
-            for event_id, until, keep_s in self._db.execute("SELECT id, until, keep_s FROM kept")
-        }
+        with closed_on_failure(self._db):
+            log_pages = f"wal_autocheckpoint = {MOST_LOG_PAGES}"
+            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", log_pages):
+                self._db.execute(f"PRAGMA {pragma}")
+            self._make_table()
+            # How long the machine was off, nobody knows: all that is on file is kept its whole time once more.
+            boot_s = clock.boot_ms() // 1_000
+            # Until when: Unix time and time since boot, in seconds. Plain tuples, which the collector leaves alone.
+            self._until = {
+                event_id: (until, boot_s + keep_s)
+                for event_id, until, keep_s in self._db.execute(
+                    "SELECT id, until, keep_s FROM kept"
+                )
+            }
         self._batch = _Batch()
         self._unwritten: list[tuple[bytes, int, int]] = []
 

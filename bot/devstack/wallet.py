@@ -221,6 +221,8 @@ def main() -> None:
         )
     except KeyboardInterrupt:
         sys.exit(0)
+    finally:
+        book.close()
 
 
 if __name__ == "__main__":

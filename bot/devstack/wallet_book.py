@@ -55,6 +55,9 @@ class WalletBook:
             self._db.execute("INSERT INTO node VALUES (?)", (secrets.token_bytes(32),))
         self._secret: bytes = self._db.execute("SELECT secret FROM node").fetchone()[0]
 
+    def close(self) -> None:
+        self._db.close()
+
     def node_pubkey(self, now: int) -> str:
         """The payee of every invoice, as an invoice tells it."""
         sample = encode_invoice(

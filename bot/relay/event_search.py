@@ -12,6 +12,7 @@ from heapq import merge
 from pathlib import Path
 from time import monotonic
 
+from bot.files import closed_on_failure
 from bot.relay.event_tables import Keys
 from nips.filters import Filter
 
@@ -69,8 +70,9 @@ class EventSearch:
         self._db = sqlite3.connect(
             f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
         )
-        self._db.execute("PRAGMA query_only = 1")
-        self._db.execute("PRAGMA cache_size = -2000")
+        with closed_on_failure(self._db):
+            self._db.execute("PRAGMA query_only = 1")
+            self._db.execute("PRAGMA cache_size = -2000")
         self._keys = keys
 
     def find(

@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 import trio
 
+from bot.files import closed_on_failure
 from bot.relay.event_tables import EVENT_BYTES, TAG_BYTES, Budget, Keys, address_of, open_tables
 from nips import kinds
 from nips.errors import BadEvent
@@ -74,11 +75,12 @@ class EventStore:
             # Rooms count generously; should they be wrong, this is a full disk for the relay alone.
             max_file_bytes = FILE_SHARE * sum(room.bytes for room in rooms.values())
         self._db, earlier = open_tables(self.path, max_file_bytes)
-        (secret,) = self._db.execute("SELECT bytes FROM secret").fetchone()
-        self.keys = Keys(secret)
         self._waiting: list[_Waiting] = []
         self._writing = trio.Lock()
-        self._carry_over(earlier)
+        with closed_on_failure(self._db):
+            (secret,) = self._db.execute("SELECT bytes FROM secret").fetchone()
+            self.keys = Keys(secret)
+            self._carry_over(earlier)
 
     def _carry_over(self, earlier: Iterable[bytes]) -> None:
         """In the transaction that made the new tables: all of it, or nothing."""

@@ -12,6 +12,7 @@ from enum import IntEnum
 from hashlib import blake2b
 from pathlib import Path
 
+from bot.files import closed_on_failure
 from nips import kinds
 from nips.event import Event
 
@@ -114,17 +115,18 @@ def open_tables(path: Path, max_bytes: int) -> tuple[sqlite3.Connection, list[by
     """
     path.touch(mode=0o600)
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = WAL")
-    # Events can be fetched again from other relays: losing the last ones with the machine is fine.
-    db.execute("PRAGMA synchronous = NORMAL")
-    db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-    db.execute("PRAGMA cache_size = -4000")
-    (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
-    db.execute(f"PRAGMA max_page_count = {max_bytes // page_bytes}")
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > VERSION:
-        raise RuntimeError(f"{path} was written by a newer version")
-    return db, [] if version == VERSION else _create(db)
+    with closed_on_failure(db):
+        db.execute("PRAGMA journal_mode = WAL")
+        # Events can be fetched again from other relays: losing the last ones with the machine is fine.
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+        db.execute("PRAGMA cache_size = -4000")
+        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+        db.execute(f"PRAGMA max_page_count = {max_bytes // page_bytes}")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise RuntimeError(f"{path} was written by a newer version")
+        return db, [] if version == VERSION else _create(db)
 
 
 def _create(db: sqlite3.Connection) -> list[bytes]:

@@ -1,6 +1,6 @@
 """Our NIP-47 client against the dev wallet service, over a real relay; and against wallets that lie."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 import trio
@@ -53,7 +53,8 @@ async def running(book, *, extension=True, alter=None, ready=True):
 
 @pytest.fixture
 def book(tmp_path):
-    return WalletBook(tmp_path / "wallet.sqlite")
+    with closing(WalletBook(tmp_path / "wallet.sqlite")) as book:
+        yield book
 
 
 def wanted(amount_msat=21_000, wallet=MAIN_WALLET, container="c" * 64, description_hash=None):
@@ -99,8 +100,10 @@ async def test_a_payment_without_money_fails_for_certain(book):
 
 
 async def test_an_expired_or_foreign_invoice_fails_for_certain(book, tmp_path):
-    elsewhere = WalletBook(tmp_path / "other.sqlite")
-    foreign = elsewhere.make_invoice("x", 1_000, "d", None, 600, SystemClock().now())["invoice"]
+    with closing(WalletBook(tmp_path / "other.sqlite")) as elsewhere:
+        foreign = elsewhere.make_invoice("x", 1_000, "d", None, 600, SystemClock().now())[
+            "invoice"
+        ]
     async with running(book) as wallet:
         book.fund("f", wallet.test_admin.pubkey, 100_000)
         assert PayStatus.FAILED is (await wallet.pay(foreign, 1_000, None)).status
@@ -246,9 +249,9 @@ async def test_an_invoice_over_another_amount_is_refused(book):
 
 
 async def test_an_invoice_that_pays_somebody_else_is_refused(book, tmp_path):
-    elsewhere = WalletBook(tmp_path / "other.sqlite")
-    async with running(book, alter=replies(invoice_over(elsewhere, 21_000))) as wallet:
-        assert WalletProblem.LYING is await wallet.make_invoice(wanted(21_000))
+    with closing(WalletBook(tmp_path / "other.sqlite")) as elsewhere:
+        async with running(book, alter=replies(invoice_over(elsewhere, 21_000))) as wallet:
+            assert WalletProblem.LYING is await wallet.make_invoice(wanted(21_000))
 
 
 async def test_another_payment_hash_than_the_invoices_is_refused(book):
@@ -472,5 +475,5 @@ async def test_the_dev_wallets_ledger_never_creates_money(book, tmp_path):
     with pytest.raises(WalletError, match="too low"):
         book.pay("a", book.make_invoice("b", 7_000, "d", None, 600, now)["invoice"], now)
     assert (6_000, 4_000) == (book.balance("a"), book.balance("b"))
-    again = WalletBook(tmp_path / "wallet.sqlite")
-    assert (6_000, 4_000) == (again.balance("a"), again.balance("b"))
+    with closing(WalletBook(tmp_path / "wallet.sqlite")) as again:
+        assert (6_000, 4_000) == (again.balance("a"), again.balance("b"))

@@ -1,5 +1,7 @@
 """Books of wallets that mislead: what they leave out, and what a notification says, is not the end of a payment."""
 
+from contextlib import closing
+
 import pytest
 
 from bot.devstack.wallet_book import WalletBook, WalletError
@@ -30,9 +32,15 @@ async def test_a_book_that_shows_failed_payments_may_still_leave_out_those_on_th
     assert 0 <= await world.balance("revenue")
 
 
-async def test_a_notification_that_a_payment_failed_is_a_hint_to_ask(tmp_path):
+@pytest.fixture
+def book(tmp_path):
+    with closing(WalletBook(tmp_path / "wallet.sqlite")) as book:
+        yield book
+
+
+async def test_a_notification_that_a_payment_failed_is_a_hint_to_ask(book):
     """ "payment_sent", and in it "failed": no book shows that, and the money would be given back at once."""
-    async with running(WalletBook(tmp_path / "wallet.sqlite")) as wallet:
+    async with running(book) as wallet:
         service, us = wallet.test_service, wallet.test_admin.pubkey
         body = {
             "notification_type": "payment_sent",
@@ -56,7 +64,7 @@ def page(hashes):
 
 
 @pytest.mark.parametrize("most", [1, 7, 20])
-async def test_a_wallet_that_pages_by_fewer_than_asked_has_not_come_to_its_end(tmp_path, most):
+async def test_a_wallet_that_pages_by_fewer_than_asked_has_not_come_to_its_end(book, most):
     """The payment is on the second page; the first was taken for all there is."""
     listed = [f"{number:064x}" for number in range(most + 1)]
 
@@ -65,15 +73,15 @@ async def test_a_wallet_that_pages_by_fewer_than_asked_has_not_come_to_its_end(t
             return NOT_FOUND if method == "lookup_invoice" else None
         return page(listed[params["offset"] :][:most])
 
-    async with running(WalletBook(tmp_path / "wallet.sqlite"), alter=replies(pages)) as wallet:
+    async with running(book, alter=replies(pages)) as wallet:
         found = await wallet.look_up_payment(listed[-1], None, 0)
         assert PayStatus.SETTLED is found.status
         absent = await wallet.look_up_payment("f" * 64, None, 0)
         assert {Book.LOOKUP, Book.LIST} == absent.books
 
 
-async def test_a_wallet_that_knows_no_offset_shows_no_end(tmp_path):
+async def test_a_wallet_that_knows_no_offset_shows_no_end(book):
     alter = says(lookup_invoice=("NOT_FOUND", ""), list_transactions=page(["ab" * 32]))
-    async with running(WalletBook(tmp_path / "wallet.sqlite"), alter=alter) as wallet:
+    async with running(book, alter=alter) as wallet:
         absent = await wallet.look_up_payment("cd" * 32, None, 0)
         assert {Book.LOOKUP} == absent.books

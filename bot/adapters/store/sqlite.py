@@ -21,6 +21,7 @@ from bot.adapters.store.outbox import SqliteOutbox
 from bot.adapters.store.outgoing import SqlitePayments
 from bot.adapters.store.ports import SqlitePorts
 from bot.adapters.store.quotes import SqliteQuotes
+from bot.files import closed_on_failure
 from handlers.tables import StoreUnavailable, Tx
 
 T = TypeVar("T")
@@ -53,10 +54,11 @@ class SqliteStore:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.row_factory = sqlite3.Row
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 5000"):
-            self._db.execute(f"PRAGMA {pragma}")
-        migrate(self._db)
+        with closed_on_failure(self._db):
+            self._db.row_factory = sqlite3.Row
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 5000"):
+                self._db.execute(f"PRAGMA {pragma}")
+            migrate(self._db)
         self._one_at_a_time = trio.CapacityLimiter(1)
 
     async def read(

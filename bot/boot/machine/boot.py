@@ -83,9 +83,11 @@ class Boot:
                     nursery.start_soon(self._report)
                 await self._live(nursery)
             finally:
-                with trio.CancelScope(shield=True):
-                    await self._supervisor.stop()
-                log.info("down")
+                # A fault of ours leaves everything running: our successor adopts it.
+                if self._enough.is_set() or self.steps.halted is not None:
+                    with trio.CancelScope(shield=True):
+                        await self._supervisor.stop()
+                    log.info("down")
                 nursery.cancel_scope.cancel()
 
     async def _live(self, programs_nursery: trio.Nursery) -> None:
