@@ -1,8 +1,8 @@
-"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc relay start crowd metering images checkpoint``."""
+"""``make bench``: all measurements, or the ones named: ``python -m bench attestation rpc relay start crowd metering images checkpoint boot``."""
 
 import sys
 
-from bench import attestation, checkpoint, crowd, images, metering, relay, rpc, start
+from bench import attestation, boot, checkpoint, crowd, images, metering, relay, rpc, start
 
 ALL = {
     "attestation": attestation.run,
@@ -13,6 +13,7 @@ ALL = {
     "metering": metering.run,
     "images": images.run,
     "checkpoint": checkpoint.run,
+    "boot": boot.run,
 }
 
 

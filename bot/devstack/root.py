@@ -19,8 +19,6 @@ from pathlib import Path
 from bot.devstack.image import REPO
 
 SUITE, PYTHON = "trixie", "3.13"
-MIRROR = "http://deb.debian.org/debian"
-SECURITY = "http://deb.debian.org/debian-security"
 BASE = "enclaved-base:1"
 START_S, BUILD_S = 30, 1_800
 KEPT_TREES = 2
@@ -91,10 +89,11 @@ def _build(place: Path, tree: Path) -> None:
             [*docker, "image", "inspect", BASE], capture_output=True, check=False
         ).returncode:
             _import_base(place, docker)
+        mirror, security = _mirrors()
         arguments = {
             "BASE": BASE,
-            "ARCHIVE": MIRROR,
-            "SECURITY": SECURITY,
+            "ARCHIVE": mirror,
+            "SECURITY": security,
             "PIP_OPTIONS": "--no-index --find-links /tmp/wheels",
         }
         told = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
@@ -145,10 +144,19 @@ def _fetch_wheels(lock: Path, wheels: Path) -> None:
     new.rename(wheels)
 
 
+def _mirrors() -> tuple[str, str]:
+    """Where Debian, and its security updates, come from on this machine."""
+    targets = ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Component: main"]
+    pairs = [line.split() for line in _said(targets).splitlines() if line.startswith("http")]
+    sites = {release: site for site, release in pairs}
+    own = next(name for name in sites if f"{name}-security" in sites)
+    return sites[own], sites[f"{own}-security"]
+
+
 def _import_base(place: Path, docker: list[str]) -> None:
     folder = place / "base"
     shutil.rmtree(folder, ignore_errors=True)
-    _said(["debootstrap", "--variant=minbase", SUITE, str(folder), MIRROR], timeout=BUILD_S)
+    _said(["debootstrap", "--variant=minbase", SUITE, str(folder), _mirrors()[0]], timeout=BUILD_S)
     pack = subprocess.Popen(["tar", "-c", "-C", str(folder), "."], stdout=subprocess.PIPE)
     subprocess.run(
         [*docker, "import", "-", BASE], stdin=pack.stdout, check=True, capture_output=True
