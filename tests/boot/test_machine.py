@@ -1,9 +1,11 @@
 """What an enclave is before it holds secrets: steps, memory, clock, mounts, adoption, scripts."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +13,18 @@ import pytest
 import trio
 
 from bot.boot.adopt import adopt, listener_at
+from bot.boot.machine.boot import Boot
 from bot.boot.machine.clock_guard import Reading, why_wrong
 from bot.boot.machine.engine_files import EnginePaths, EngineSettings
 from bot.boot.machine.memory import Share, containers_bytes, disks_bytes, why_not_enough
 from bot.boot.machine.mounts import have_bytes, mount_missing, shares_of, tmpfs_of
 from bot.boot.steps import OF_BOOT, OF_SERVER, Step, Steps
 from bot.boot.supervisor import Program, Supervisor, keep_newest
+from bot.boot.unlock import Halted
 from bot.config import BootConfig, ConfigError, load_machine
+from bot.parent.conversation import Conversation
 from handlers.domain.limits import UnitSize
+from netstack import vsock
 from tests.conftest import REPO
 from tests.mounts import mounts_below, unmount_below
 
@@ -238,3 +244,111 @@ def test_a_host_that_lacks_things_is_told_all_of_them_at_once(tmp_path):
     assert 1 == done.returncode
     for words in ("there is no configuration", "/dev/nitro_enclaves", "allocator"):
         assert words in done.stderr
+
+
+class Parent:
+    """Listens where an enclave's parent does, and answers as it likes."""
+
+    def __init__(self, path, answer):
+        self.path, self._answer, self.heard = path, answer, []
+
+    async def run(self, task_status=trio.TASK_STATUS_IGNORED):
+        listener = await vsock.listen(vsock.parse_address(f"unix:{self.path}"))
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            async for sock in vsock.accept_forever(listener, None):
+                nursery.start_soon(self._talk, sock)
+
+    async def _talk(self, sock):
+        with sock:
+            talk = Conversation(sock)
+            while (line := await talk.line(float("inf"))) is not None:
+                request = json.loads(line)
+                self.heard.append((request["method"], request.get("params")))
+                await self._answer(talk, request)
+
+
+async def agrees(talk, request):
+    await talk.send(json.dumps({"id": request["id"], "result": "ok"}).encode() + b"\n")
+
+
+async def says_nothing(talk, request):
+    await trio.sleep_forever()
+
+
+def orders(*events):
+    async def answer(talk, request):
+        await agrees(talk, request)
+        if request["method"] == "events":
+            for event in events:
+                await talk.send(event)
+
+    return answer
+
+
+def leaf(error):
+    return leaf(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+@asynccontextmanager
+async def booting(tmp_path, answer):
+    """A boot that comes as far as memory: more is promised than there is."""
+    path = tmp_path / "enclaved.toml"
+    path.write_text(
+        f'[server]\nstate_dir = "{tmp_path}/state"\n[engine]\ndisks = "{tmp_path}/disks"\n'
+        f'[parent]\naddress = "unix:{tmp_path}/parent.sock"\n'
+        f'[policy.capacity]\ntotal_units = 100000\n[boot]\ndata_root = "{tmp_path}/docker"\n'
+        f'run_dir = "{tmp_path}/run"\nlog_dir = "{tmp_path}/log"\n'
+    )
+    parent, boot = Parent(tmp_path / "parent.sock", answer), Boot(path, load_machine(path))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parent.run)
+        with trio.fail_after(20):
+            yield boot, parent
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_promised_twice_halts_before_anything_is_mounted_and_the_parent_is_told(
+    tmp_path,
+):
+    async with booting(tmp_path, agrees) as (boot, parent):
+        with pytest.RaisesGroup(Halted, flatten_subgroups=True) as caught:
+            await boot.run()
+        reason = str(leaf(caught.value))
+        assert reason.startswith("memory: memory is ")
+        told = [params["text"] for method, params in parent.heard if method == "log"]
+        assert [f"halted: {reason}"] == told
+        reports = [params for method, params in parent.heard if method == "report"]
+        assert ("memory", reason) == (reports[-1]["step"], reports[-1]["halted"])
+    assert [] == mounts_below(tmp_path)
+
+
+@pytest.mark.parametrize("answer", [says_nothing, orders(b'{"type": "shutdown"}\n')])
+async def test_a_boot_that_waits_for_its_parent_ends_when_it_is_told(tmp_path, answer):
+    """By a signal, or by the parent itself; a parent that never answers keeps it waiting, and nothing else."""
+
+    async def silent_but_for_events(talk, request):
+        await (answer if request["method"] == "events" else says_nothing)(talk, request)
+
+    async with (
+        booting(tmp_path, silent_but_for_events) as (boot, _),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(boot.run)
+        await trio.sleep(0.3)
+        assert boot.steps.words()["step"] in ("parent", None)
+        if answer is says_nothing:
+            boot.end()
+
+
+async def test_words_of_a_parent_that_mean_nothing_end_nothing(tmp_path):
+    nonsense = (b'{"type": "restart"}\n', b'{"type": "shutdown now"}\n', b"\xff\xfe\n", b"[]\n")
+
+    async def talks_nonsense(talk, request):
+        await (orders(*nonsense) if request["method"] == "events" else says_nothing)(talk, request)
+
+    async with booting(tmp_path, talks_nonsense) as (boot, _), trio.open_nursery() as nursery:
+        nursery.start_soon(boot.run)
+        await trio.sleep(0.5)
+        assert "parent" == boot.steps.words()["step"]
+        boot.end()
