@@ -43,6 +43,8 @@ class ServerConfig:
     about: str = "Runs containers for sats."
     repo: str = ""
     state_dir: Path = Path("/var/lib/enclaved")
+    # Containers of the instance's own, measured with its image: enclaved.json.
+    builtins: Path | None = None
     # console for a person, json for a collector
     log: str = "console"
     log_level: str = "info"

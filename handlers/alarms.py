@@ -11,6 +11,7 @@ class Alarm(Enum):
     ESCROW = "our key is not safe in escrow"
     METER = "what runs here cannot be metered"
     SOLVENCY = "the wallet holds less than is owed"
+    BUILTIN = "a container of the instance itself cannot be had"
 
 
 STOPS_MONEY = frozenset({Alarm.SOLVENCY})

@@ -7,6 +7,7 @@ from handlers.alarms import Alarms
 from handlers.domain.capacity import Capacity
 from handlers.domain.dues import Dues
 from handlers.domain.fees import FeeReserve
+from handlers.domain.image import ImageRef
 from handlers.domain.lane import SlowLanes
 from handlers.domain.limits import UnitSize
 from handlers.domain.meter import Rhythm, Run
@@ -76,6 +77,16 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Builtin:
+    """A container of the instance's own, as its image names it. ``image`` by digest; ``env`` may hold secrets."""
+
+    name: str
+    image: ImageRef
+    units: int
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
 class Presence:
     """Who we are to others, and where we can be reached. ``app_host`` is the address under which published ports open."""
 
@@ -137,6 +148,7 @@ class Context:
     proof: Proof | None = None
     durability: Durability = field(default_factory=OnThisDisk)
     alarms: Alarms = field(default_factory=Alarms)
+    builtins: tuple[Builtin, ...] = ()
     dues: Dues = field(default_factory=Dues)
     slow_lanes: SlowLanes = field(default_factory=SlowLanes)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from handlers.context import Context, Policy
 from handlers.duties.announce import announce_containers
+from handlers.duties.builtins import keep_builtins
 from handlers.duties.charge import tick
 from handlers.duties.incoming import look_up_invoices, look_up_wallets
 from handlers.duties.outgoing import look_up_payments
@@ -35,6 +36,7 @@ def duties(policy: Policy) -> tuple[Loop, ...]:
         Loop("meter", tick, policy.rhythm.tick_ms / 1_000),
         Loop("upkeep", Upkeep().once, 5),
         Loop("sweep", sweep, 10),
+        Loop("built-ins", keep_builtins, 5),
         Loop("reconcile", reconcile, 5, nudge="reconcile"),
         Loop("announce", announce_containers, 30, nudge="announce", rest_s=0.5),
         Loop("solvency", Solvency().check, 60),

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from bot.devstack.engine import EnginePlace
 from bot.devstack.ground import BASE, Ground, Say, remember_owner, remove_leftovers
 from bot.devstack.image import People
 from bot.devstack.root import image_tree
+from bot.devstack.sample import Image
 from bot.devstack.spaces import Booted, Space, join, run
 from bot.devstack.stack import Stack, toml, wallet_program, write_key, write_secret
 from nips.keys import SecretKey
@@ -103,7 +104,7 @@ class WholeEnclave(Enclave):
         inside = {"services": [CONTAINER_PORT]}
         return told | {"raw_listen": back, "raw_peer": out, "inside": inside}
 
-    def write_layer(self, layer: Path, policy: dict[str, Any]) -> None:
+    def write_layer(self, layer: Path, policy: dict[str, Any], builtins: dict[str, Any]) -> None:
         """Configuration and release policy, measured with the image; ``image`` names what lies below."""
         etc = layer / "etc/enclaved"
         (etc).mkdir(parents=True)
@@ -116,6 +117,7 @@ class WholeEnclave(Enclave):
         )
         shutil.copy(self.root, etc / "root.pem")
         shutil.copy(self.folder / "wallet.uri", etc / "wallet.uri")
+        (etc / "enclaved.json").write_text(json.dumps({"containers": builtins}))
         (etc / "enclaved.toml").write_text(toml(self.server))
         (etc / "network.toml").write_text(toml(self._network("enclave")))
 
@@ -151,9 +153,14 @@ class WholeEnclave(Enclave):
 
 @asynccontextmanager
 async def whole_stack(
-    say: Say, policy: dict[str, Any], *, kind: str = "tun"
+    say: Say,
+    policy: dict[str, Any],
+    *,
+    kind: str = "tun",
+    builtins: Mapping[str, Image] | None = None,
 ) -> AsyncIterator[Stack]:
-    """As `bot.devstack.stack.stack`, but the enclave is a machine. ``kind``: the data plane, tun or nfqueue."""
+    """As `bot.devstack.stack.stack`, but the enclave is a machine. ``kind``: the data plane, tun or nfqueue. ``builtins``:
+    images of the instance's own containers, by name; each gets a unit."""
     say("building the enclave's root from the Dockerfile (some minutes the first time)")
     image = await trio.to_thread.run_sync(image_tree)
     remove_leftovers()
@@ -172,7 +179,7 @@ async def whole_stack(
                 await _wire(net, internet, parent)
                 place = EnginePlace(folder, machine.name, net.internet, net.parent)
                 on = Ground(place, supervisor, nursery, internet)
-                yield await _populate(on, say, policy, net, parent, machine, kind)
+                yield await _populate(on, say, policy, net, parent, machine, kind, builtins or {})
             finally:
                 with trio.CancelScope(shield=True):
                     machine.cut_power()
@@ -208,6 +215,7 @@ async def _populate(
     parent: Space,
     machine: Booted,
     kind: str,
+    builtins: Mapping[str, Image],
 ) -> Stack:
     folder, (wallet, client, payer) = on.place.folder, [SecretKey.generate() for _ in range(3)]
     relay_url = f"ws://{net.internet}:{RELAY_PORT}"
@@ -216,7 +224,8 @@ async def _populate(
     say("starting relay, registry and key escrow on the internet")
     await _start_relay(on, relay_url)
     await _start_registry(on)
-    enclave = _found(on, relay_url, net, parent, machine, kind, policy)
+    named = {name: await _pushed(on, name, image) for name, image in builtins.items()}
+    enclave = _found(on, relay_url, net, parent, machine, kind, policy, named)
     await enclave.start_escrow()
     say("starting the dev wallet, with a faucet for the payer")
     await on.supervisor.start(
@@ -239,6 +248,7 @@ def _found(
     machine: Booted,
     kind: str,
     policy: dict[str, Any],
+    builtins: dict[str, Any],
 ) -> WholeEnclave:
     folder, now = on.place.folder, SystemClock().now()
     load_authority(folder / "authority", now)
@@ -257,6 +267,7 @@ def _found(
             "signer_pubkeys": [people.maintainer.pubkey],
             "escrow": escrow | {"services": ESCROW_SERVICES},
         },
+        builtins,
     )
     return enclave
 
@@ -264,7 +275,12 @@ def _found(
 def _server(net: Net, relay_url: str, on: Ground, policy: dict[str, Any]) -> dict[str, Any]:
     """The enclave's one configuration, as an operator would write it."""
     return {
-        "server": {"name": "demo", "about": "A development instance.", "log": "json"},
+        "server": {
+            "name": "demo",
+            "about": "A development instance.",
+            "log": "json",
+            "builtins": "/etc/enclaved/enclaved.json",
+        },
         "relays": {"urls": [relay_url]},
         "wallet": {"uri_file": "/etc/enclaved/wallet.uri"},
         "engine": {
@@ -293,6 +309,12 @@ def _server(net: Net, relay_url: str, on: Ground, policy: dict[str, Any]) -> dic
         # Few, so that a small machine has the memory for all of them.
         "policy": policy | {"capacity": {"total_units": 10, **policy.get("capacity", {})}},
     }
+
+
+async def _pushed(on: Ground, name: str, image: Image) -> dict[str, Any]:
+    """As ``enclaved.json`` has it."""
+    await on.push(f"own/{name}", "1", image)
+    return {"image": f"{on.registry_host}/own/{name}@{image.digest}", "units": 1}
 
 
 async def _start_relay(on: Ground, url: str) -> None:

@@ -7,8 +7,9 @@ wallet hints ── settle ┐                                      │
 clock ── charge, upkeep, sweep ─ store ─ reconcile ─ engine ──┘ announce ─ relays
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -30,6 +31,7 @@ from bot.boot.put_back import Folders, put_back
 from bot.boot.steps import Step
 from bot.boot.unlock import Halted
 from bot.boot.wake import Awake, parent_of, tell_parent, wake
+from bot.builtins import load_builtins
 from bot.clock import SystemClock, boot_id
 from bot.config import Config, images_folder
 from bot.parent.wire import SHUTDOWN
@@ -45,8 +47,9 @@ from bot.server.outlet import Outlet
 from bot.server.parts import App, TrioNudges
 from bot.server.status import Status, run_status
 from handlers.alarms import Alarm, Alarms
-from handlers.context import Context, OnThisDisk, Presence
+from handlers.context import Builtin, Context, OnThisDisk, Policy, Presence
 from handlers.domain.lifecycle import State
+from handlers.duties.builtins import keep_builtins
 from nips.event import VerifiedEvent
 from nips.keys import SecretKey
 from nips.relay_url import normal_url
@@ -147,7 +150,11 @@ async def _build(
     status: Status,
 ) -> AsyncIterator[App]:
     """Open everything that must be closed again."""
-    state, key = config.server.state_dir, awake.key
+    state, key, builtins = (
+        config.server.state_dir,
+        awake.key,
+        load_builtins(config.server.builtins),
+    )
     nudges, this_boot = TrioNudges(), boot_id()
     status.alarms, status.network = Alarms(_log_alarm), _network(config)
     store = SqliteStore(state / "enclaved.sqlite")
@@ -180,11 +187,12 @@ async def _build(
         clock=clock,
         nudge=nudges,
         tasks=TrioTasks(nursery),
-        policy=config.policy,
+        policy=_policy_beside(config.policy, builtins),
         presence=presence,
         proof=awake.proof,
         durability=status.checkpointer or OnThisDisk(),
         alarms=status.alarms,
+        builtins=builtins,
     )
     inbox = Inbox(key.pubkey, seen, refused, config.inbox)
     outlet = Outlet(pool, relay, own_urls)
@@ -220,6 +228,13 @@ def _log_alarm(alarm: Alarm, reason: str | None) -> None:
         log.info("alarm is over", alarm=alarm.value)
     else:
         log.error("alarm", alarm=alarm.value, reason=reason)
+
+
+def _policy_beside(policy: Policy, builtins: Sequence[Builtin]) -> Policy:
+    """What is for sale stays for sale: the instance's own containers have units beside it."""
+    own = sum(builtin.units for builtin in builtins)
+    capacity = policy.capacity
+    return replace(policy, capacity=replace(capacity, total_units=capacity.total_units + own))
 
 
 def _network(config: Config) -> EnclaveNetwork | None:
@@ -350,6 +365,7 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
                 app.config.http.port,
                 app.config.http.callbacks_per_minute,
             )
+        await keep_builtins(app.ctx)
         await _tidy_disks(app)
         await look_at_engine(app)
         if app.config.containers.port:

@@ -55,6 +55,8 @@ async def mint_for(
     row = await ctx.store.read(_may_ask, ctx.facts(), caller, pubkey)
     if isinstance(row, Refusal):
         return row
+    if row.admin == ctx.key.pubkey:
+        return invalid("it belongs to the instance itself, and needs no money")
     minted = await mint(ctx, pubkey, row.wallet, amount_msat, description, description_hash)
     if isinstance(minted, Refusal):
         return minted

@@ -91,10 +91,10 @@ def files_of_parent(on):
 
 
 @asynccontextmanager
-async def living(kind="tun"):
+async def living(kind="tun", **options):
     """An enclave that is up, and a tenant with money."""
     needs_root()
-    async with whole_stack(lambda _: None, SLOW, kind=kind) as on:
+    async with whole_stack(lambda _: None, SLOW, kind=kind, **options) as on:
         wallet = NwcWallet(
             parse_uri(on.payer_uri()), SystemClock(), answer_s=5, relay_policy=PATIENCE
         )

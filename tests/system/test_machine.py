@@ -11,7 +11,13 @@ import trio
 from bot.devstack.root import image_tree
 from bot.devstack.sample import build_image
 from tests.conftest import REPO
-from tests.system.test_life import COUNTS, _counted, asked_parent, living
+from tests.system.test_life import (
+    COUNTS,
+    _counted,
+    _next_full_checkpoint,
+    asked_parent,
+    living,
+)
 from tests.system.test_whole_stack import needs_root
 
 pytestmark = [
@@ -128,6 +134,44 @@ async def test_a_container_is_reached_and_reaches_over_both_planes(kind):
                     pass
                 await trio.sleep(0.3)
         assert on.ground.place.engine_address == host, "the parent's public address"
+
+
+OWN = "[ -e /data/n ] || echo made >/data/n; while :; do sleep 4711; done"
+
+
+def own_pid(on):
+    """The first process of the instance's own container that does its work."""
+    for pid in pids_inside(on):
+        try:
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:2] == [b"sleep", b"4711"]:
+                return pid
+        except OSError:
+            continue
+    return None
+
+
+async def until_own(on, other_than=None):
+    with trio.fail_after(60):
+        while (pid := own_pid(on)) in (None, other_than):
+            await trio.sleep(0.1)
+    return pid
+
+
+async def test_a_container_of_the_instances_own_runs_before_and_after_everything():
+    image = build_image(OWN, ports=())
+    async with living(builtins={"wallet": image}) as (on, tenant):
+        pid = await until_own(on)
+        quoted = await tenant.call("quote", docker=await on.ground.push("a/b", "1", image))
+        assert 10 == quoted["units_free"], "its unit is not one of those that are for sale"
+        os.kill(pid, signal.SIGKILL)
+        again = await until_own(on, pid)
+        await _next_full_checkpoint(on)
+        await on.enclave.cut_power()
+        await on.enclave.start()
+        await on.enclave.ready()
+        await until_own(on, again)
+        status = await until_ready(on)
+        assert None is status["report"]["error"]
 
 
 async def test_a_clock_that_is_not_the_hypervisors_halts_the_boot():

@@ -22,7 +22,7 @@ from bot.boot.machine.probes import tcp_answers
 from bot.boot.steps import Step, Steps
 from bot.boot.supervisor import ProgramFailed, Supervisor
 from bot.boot.unlock import Halted
-from bot.config import MachineConfig
+from bot.config import ConfigError, MachineConfig
 from bot.parent.client import ParentChannel, ParentSilent
 from bot.parent.wire import SHUTDOWN
 from netstack.config import ConfigError as NetworkConfigError
@@ -234,6 +234,7 @@ _PROBLEMS = (
     ProgramFailed,
     ClockWrong,
     NsmUnusable,
+    ConfigError,
     NetworkConfigError,
     BadInput,
     OSError,

@@ -8,6 +8,7 @@ import structlog
 import trio
 
 from bot.boot.machine.memory import Share, containers_bytes, disks_bytes
+from bot.builtins import load_builtins
 from bot.config import MachineConfig, images_folder
 
 log = structlog.get_logger()
@@ -24,6 +25,12 @@ class Tmpfs:
     mode: int = 0o700
 
 
+def units_of(config: MachineConfig) -> int:
+    """What is for sale, and what the instance itself has beside it. Raises `ConfigError`."""
+    own = load_builtins(config.server.builtins)
+    return config.policy.capacity.total_units + sum(builtin.units for builtin in own)
+
+
 def tmpfs_of(config: MachineConfig) -> tuple[Tmpfs, ...]:
     """Everything of this enclave that grows."""
     boot, policy = config.boot, config.policy
@@ -37,7 +44,7 @@ def tmpfs_of(config: MachineConfig) -> tuple[Tmpfs, ...]:
         Tmpfs("incoming", root / "tmp", boot.incoming_bytes),
     ]
     if config.engine.disks is not None:
-        size = disks_bytes(policy.capacity.total_units, policy.unit_size)
+        size = disks_bytes(units_of(config), policy.unit_size)
         grown.append(Tmpfs("disks", config.engine.disks, size, 0o711))
     return tuple(grown)
 
@@ -47,7 +54,7 @@ def shares_of(config: MachineConfig) -> list[Share]:
     policy = config.policy
     return [
         *(Share(each.what, each.bytes) for each in tmpfs_of(config)),
-        Share("containers", containers_bytes(policy.capacity.total_units, policy.unit_size)),
+        Share("containers", containers_bytes(units_of(config), policy.unit_size)),
         Share("reserve", config.boot.reserve_bytes),
     ]
 
