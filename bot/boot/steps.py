@@ -63,9 +63,8 @@ class Steps:
         self.now_at = None
 
     def halt(self, reason: str) -> None:
-        """It stands still; if only for now, the next step to be reached says that it goes on."""
+        """It stands still; if only for now, the next step to be reached says that it goes on. Who says so, logs it."""
         self.halted = reason
-        log.error("halted", step=self.now_at and self.now_at.value, reason=reason)
 
     def _end(self) -> None:
         if self.now_at is not None:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,7 +260,8 @@ class Parent:
                 nursery.start_soon(self._talk, sock)
 
     async def _talk(self, sock):
-        with sock:
+        # Whom the enclave does not want to hear any more, it hangs up on.
+        with sock, suppress(OSError):
             talk = Conversation(sock)
             while (line := await talk.line(float("inf"))) is not None:
                 request = json.loads(line)

@@ -113,6 +113,7 @@ class Boot:
 
     async def _halt(self, reason: str) -> None:
         self.steps.halt(reason)
+        log.error("halted", reason=reason)
         if self._parent is not None:
             await self._parent.log(f"halted: {reason}")
             await self._tell_report()
