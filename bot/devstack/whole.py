@@ -67,14 +67,14 @@ class Net:
         return f"10.214.{self.number}.1", f"10.214.{self.number}.2"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class WholeEnclave(Enclave):
     """As `Enclave`, but a machine that boots. ``image`` is the layer over the Dockerfile's image: with it, another image."""
 
-    parent_space: Space = None  # type: ignore[assignment]
-    machine: Booted = None  # type: ignore[assignment]
-    kind: str = "tun"
-    server: dict[str, Any] = None  # type: ignore[assignment]
+    parent_space: Space
+    machine: Booted
+    kind: str
+    server: dict[str, Any]
 
     @property
     def _parent_address(self) -> str:
@@ -107,7 +107,7 @@ class WholeEnclave(Enclave):
     def write_layer(self, layer: Path, policy: dict[str, Any], builtins: dict[str, Any]) -> None:
         """Configuration and release policy, measured with the image; ``image`` names what lies below."""
         etc = layer / "etc/enclaved"
-        (etc).mkdir(parents=True)
+        etc.mkdir(parents=True)
         release = layer / PACKAGES / "bot/release.json"
         release.parent.mkdir(parents=True)
         release.write_text(json.dumps(policy))

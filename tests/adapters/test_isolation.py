@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from contextlib import asynccontextmanager, closing
 
 import pytest
 import trio
@@ -112,28 +113,32 @@ def test_neighbours_that_are_there_already_are_kept_apart_and_still_see_us(space
     isolation.close()
 
 
-async def test_a_port_is_isolated_when_it_comes(space, nursery):
-    isolation = Isolation(space.socket, "br0")
-    nursery.start_soon(isolation.watch)
-    one, _ = space.join(), space.join()
-    await until(lambda: space.isolated() == {"p2", "p3"})
-    space.leave(one)
-    space.join()
-    await until(lambda: space.isolated() == {"p3", "p4"})
-    nursery.cancel_scope.cancel()
-    isolation.close()
+@asynccontextmanager
+async def watched(space):
+    """Closed only when nobody watches any more: a thread may be in the middle of it."""
+    with closing(Isolation(space.socket, "br0")) as isolation:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(isolation.watch)
+            yield
+            nursery.cancel_scope.cancel()
 
 
-async def test_many_that_come_and_go_at_once(space, nursery):
-    isolation = Isolation(space.socket, "br0")
-    nursery.start_soon(isolation.watch)
-    for _ in range(30):
-        await trio.to_thread.run_sync(space.join)
-        if len(space._others) % 3 == 0:
-            await trio.to_thread.run_sync(space.leave, len(space._others) + 1)
-    await until(lambda: len(space.isolated()) == 20)
-    nursery.cancel_scope.cancel()
-    isolation.close()
+async def test_a_port_is_isolated_when_it_comes(space):
+    async with watched(space):
+        one, _ = space.join(), space.join()
+        await until(lambda: space.isolated() == {"p2", "p3"})
+        space.leave(one)
+        space.join()
+        await until(lambda: space.isolated() == {"p3", "p4"})
+
+
+async def test_many_that_come_and_go_at_once(space):
+    async with watched(space):
+        for _ in range(30):
+            await trio.to_thread.run_sync(space.join)
+            if len(space._others) % 3 == 0:
+                await trio.to_thread.run_sync(space.leave, len(space._others) + 1)
+        await until(lambda: len(space.isolated()) == 20)
 
 
 def test_other_bridges_are_left_alone(space):
