@@ -1,9 +1,11 @@
 """Keeps a key alive at the services: they forget it after 72 hours, and when they restart.
 
-Two rules, whatever happens between any two lines:
+Three rules, whatever happens between any two lines:
 
 - A service is asked before it is given anything, and a value that was not written with our key is never
   replaced: it may be the only one that opens somebody's state, ours from another life included.
+- A head gives way only to one that was made from it: what another one of us wrote after we looked is ahead of us, whatever
+  its number, until we have looked at it.
 - A value of ours gives way to a different one only while the others yield the key without it, and would
   still do so, together with the new one, if one of them were lost as well.
 
@@ -24,6 +26,7 @@ from keycrux_client.shares import DiskKey, Head, Split, Stored, encode, gather, 
 EVERY_S = 600
 # Until the key is safe somewhere, try sooner.
 RETRY_S = 60
+_NOTHING = Head(0, 0, "")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Refreshed:
 class Keeper:
     """Stores one key, with the head of our state, at all services that are believed.
 
-    ``holders``: who had which part before. ``forget``: the operator gave up whatever services hold for us.
+    ``base``: the head that ours was made from, and that alone, or an older one, may be replaced; None where ours is the
+    first with this key. ``holders``: who had which part before. ``forget``: the operator gave up whatever services hold for us.
     """
 
     def __init__(
@@ -62,8 +66,11 @@ class Keeper:
         head: Head,
         holders: Mapping[str, tuple[int, int]] | None = None,
         *,
+        base: Head | None = None,
         forget: bool = False,
     ) -> None:
+        # What a service may hold of ours: the last head that a majority took, and what was offered to some since.
+        self._base, self._offered = base or _NOTHING, {head.digest}
         self._client, self._find_services = client, find_services
         self._key, self._split, self._head, self._forget = key, split, head, forget
         # Who has which part, and when we last heard of that; one that is silent now may still have its.
@@ -104,6 +111,7 @@ class Keeper:
         async with self._storing:
             if self._head.is_behind(head):
                 self._head = head
+                self._offered.add(head.digest)
         return await (self._store_at(self._services) if self._services else self.refresh())
 
     async def _store_at(self, services: Sequence[Service]) -> Refreshed:
@@ -124,7 +132,7 @@ class Keeper:
             self._forget = False
         failed = [s for s in wanted if s not in confirmed]
         old = [value for s in failed if (value := before[s]) is not None]
-        return Refreshed(
+        done = Refreshed(
             stored=tuple(s.pubkey for s in confirmed),
             failed=tuple(s.pubkey for s in failed),
             conflicts=tuple(s.pubkey for s in foreign),
@@ -133,14 +141,17 @@ class Keeper:
             needed=self._split.threshold,
             is_outdated=any(value.head != self._head for value in old) and self._yields_key(old),
         )
+        if done.is_safe and not done.ahead:
+            self._base, self._offered = self._head, {self._head.digest}
+        return done
 
     def _may_replace(self, reply: GetReply, value: Stored | None) -> bool:
         if reply.got is Got.NONE or self._forget:
             return True
         if value is None or not self._is_ours(value):
             return False
-        # Written with our key, and ahead of us or beside us: another one of us is running.
-        return value.head == self._head or value.head.is_behind(self._head)
+        # Else written with our key, and after what ours was made from: another one of us is running.
+        return value.head.digest in self._offered or not self._base.is_behind(value.head)
 
     def _is_ours(self, value: Stored | None) -> bool:
         return value is not None and value.is_authentic(self._key)

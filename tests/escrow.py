@@ -10,7 +10,7 @@ from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Trust, discover
 from keycrux_client.protocol import Credentials, EscrowPolicy
 from keycrux_client.refresh import Keeper
-from keycrux_client.shares import encode, make_split, to_store
+from keycrux_client.shares import Head, encode, make_split, to_store
 from nips import kinds
 from nips.event import sign_event
 from nips.keys import SecretKey
@@ -130,6 +130,8 @@ class Code:
 
     def keeper(self, key, head, split=None, **options):
         split = split or make_split(key, len(self.world.books))
+        # Made from whatever was there before, unless the test says otherwise.
+        options.setdefault("base", Head(head.epoch, head.number - 1, ""))
         return Keeper(self.client, self.world.find_services, key, split, head, **options)
 
     async def get_all(self):

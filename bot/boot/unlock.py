@@ -3,18 +3,21 @@
 Escrow names the newest state by its hash; the keeper is asked for exactly that. The order of writes, so that a crash
 between any two of them loses nothing:
 
-- restored: a checkpoint of a new epoch is put, then escrow learns of it, then we go on. Whoever else runs on the same
-  state finds at his next anchor that he was overtaken;
+- restored: a checkpoint of a new epoch is put, then escrow takes it in place of the very one that it was made from, then
+  we go on. Whoever else runs on the same state finds at his next anchor that he was overtaken; and what he anchored
+  while a host held us up is not overtaken but looked at again;
 - fresh: a first checkpoint is put, escrow gets the key, the keeper is told that there is a backup, then we go on. A
   checkpoint without that word counts if escrow has its key; if not, nobody was served by it.
 """
 
+import random
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 
 import structlog
 import trio
 
+from bot.boot.line import Line
 from bot.boot.secret import Holders, Secret, decode_secret, encode_secret
 from bot.checkpoint.blobs import Blobs, BlobsFailed, is_manifest_name
 from bot.checkpoint.manifest import Manifest
@@ -36,8 +39,26 @@ BACKUP, MOST_BACKUP_BYTES = "backup", 100
 LEAST_FOR_FENCE = 3
 
 
+OVERTAKEN = (
+    "another enclave was started from this state after this one, and escrow knows it as the newest: this one stops serving"
+    " and paying; run only one"
+)
+STALE = (
+    "the files of this machine belong to a life that was overtaken: another enclave went on from the same state, and what"
+    " is here must not. Run only one; to start here all the same, start the enclave anew, without these files"
+)
+
+
 class Halted(Exception):
     """We must not go on; the message says why, and what would help."""
+
+
+class Overtaken(Halted):
+    """Another one of us has gone on: this one never must, however often it is started."""
+
+
+class _Again(Exception):
+    """What was decided upon does not hold any more, or not yet: look again. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,7 @@ class Unlocked:
     sealer: Sealer
     saver: Saver
     blobs: Blobs
+    line: Line | None = None
 
     @property
     def identity(self) -> SecretKey:
@@ -80,7 +102,7 @@ async def _no_head(_: str) -> Head | None:
 @dataclass(frozen=True)
 class Unlocker:
     """One boot. ``services``: how many must be there before an identity is made. ``tell``: who is told why it does not
-    go on, once for each reason."""
+    go on, once for each reason. ``line``: whose files are here already, where files outlive a process."""
 
     client: EscrowClient
     find_services: Callable[[], Awaitable[Discovered]]
@@ -90,37 +112,43 @@ class Unlocker:
     forget_state: bool = False
     tell: Callable[[str], Awaitable[None]] = _nobody
     find_head: Callable[[str], Awaitable[Head | None]] = _no_head
+    line: Line | None = None
 
     async def unlock(self) -> Unlocked:
-        """Raises `Halted`."""
-        decision, seen, heard = await self._decide()
+        """Raises `Halted`; `Overtaken` when it must not even be tried again."""
+        until_s, waits = trio.current_time() + self.halt_after_s, _waits()
+        reason, told = "escrow does not answer in time", ""
+        while trio.current_time() < until_s:
+            try:
+                return await self._attempt(until_s)
+            except _Again as again:
+                reason = str(again) or reason
+            wait_s = next(waits)
+            log.warning("halted", reason=reason, retry_s=wait_s)
+            if reason != told:
+                told = reason
+                await self.tell(told)
+            await trio.sleep(min(wait_s, max(0.0, until_s - trio.current_time())))
+        raise Halted(reason)
+
+    async def _attempt(self, until_s: float) -> Unlocked:
+        """One look, and what follows from it. Raises `_Again`, `Halted`."""
+        with trio.move_on_at(until_s) as looking:
+            decision, seen, heard = await self._decide_once()
+        if looking.cancelled_caught:
+            raise _Again
+        log.info(
+            "escrow", backup=seen.backup.value, decision=type(decision).__name__, services=heard
+        )
         match decision:
             case Restore():
                 return await self._restore(decision, seen, heard)
             case CreateFresh():
                 return await self._create(seen, heard, forgetting=decision.forgetting)
-            case Halt():
-                raise Halted(decision.reason)
-
-    async def _decide(self) -> tuple[Restore | CreateFresh | Halt, _Seen, int]:
-        """Asked again and again, while another answer is possible; and how many services answer."""
-        decision: Restore | CreateFresh | Halt = Halt("escrow was not asked yet", retry=True)
-        waits, seen, heard, told = _waits(), _Seen(Backup.UNKNOWN, (), {}), 0, ""
-        with trio.move_on_after(self.halt_after_s):
-            while True:
-                decision, seen, heard = await self._decide_once()
-                if not isinstance(decision, Halt) or not decision.retry:
-                    break
-                wait_s = next(waits)
-                log.warning("halted", reason=decision.reason, retry_s=wait_s)
-                if decision.reason != told:
-                    told = decision.reason
-                    await self.tell(told)
-                await trio.sleep(wait_s)
-        log.info(
-            "escrow", backup=seen.backup.value, decision=type(decision).__name__, services=heard
-        )
-        return decision, seen, heard
+            case Halt(reason, retry=True):
+                raise _Again(reason)
+            case Halt(reason):
+                raise Halted(reason)
 
     async def _decide_once(self) -> tuple[Restore | CreateFresh | Halt, _Seen, int]:
         found = await self.find_services()
@@ -163,29 +191,29 @@ class Unlocker:
     async def _restore(self, decision: Restore, seen: _Seen, heard: int) -> Unlocked:
         sealer = Sealer(decision.key)
         manifest, head = seen.manifests[decision.key]
+        if self.line is not None and self.line.has_files and not self.line.contains(head):
+            # Before anybody hears of us: whoever went on from this state is not to be disturbed.
+            raise Overtaken(STALE)
         try:
             secret = decode_secret(manifest.secret)
             state = await read_state(sealer, self.blobs, manifest, head)
         except (BadCheckpoint, BlobsFailed) as error:
-            raise Halted(f"the backup cannot be read: {error}") from error
-        told = await self.find_head(secret.identity.pubkey)
-        if told is not None and head.is_behind(told):
-            raise Halted(
-                f"relays know of our number {told.number} of epoch {told.epoch}, but escrow names "
-                f"{head.number} of {head.epoch}: services that held the newest are missing"
-            )
+            # One who still runs may have deleted it meanwhile; then escrow knows a newer one.
+            raise _Again(f"the backup cannot be read: {error}") from error
         secret = replace(secret, split=_split_for(secret.split, decision.key, heard))
         saver = Saver(sealer, self.blobs, head.epoch + 1, state, seen.there)
-        return await self._go_on(decision.key, secret, sealer, saver, secret.holders)
+        return await self._go_on(decision.key, secret, sealer, saver, secret.holders, base=head)
 
     async def _create(self, seen: _Seen, heard: int, *, forgetting: bool) -> Unlocked:
+        if self.line is not None and self.line.has_files:
+            raise Halted(
+                "there is no backup of the files that are here already: move them away to begin anew"
+            )
         key = DiskKey.generate()
         sealer = Sealer(key)
         secret = Secret(SecretKey.generate(), make_split(key, heard))
         saver = Saver(sealer, self.blobs, 1, None, seen.there)
-        unlocked = await self._go_on(
-            key, secret, sealer, saver, {}, forget=forgetting, is_fresh=True
-        )
+        unlocked = await self._go_on(key, secret, sealer, saver, {}, forget=forgetting)
         try:
             await self.blobs.put(BACKUP, [b"1"])
         except BlobsFailed as error:
@@ -200,8 +228,8 @@ class Unlocker:
         saver: Saver,
         holders: Holders,
         *,
+        base: Head | None = None,
         forget: bool = False,
-        is_fresh: bool = False,
     ) -> Unlocked:
         """The first checkpoint of this epoch, put and anchored."""
         same = [entry.name for entry in saver.last.manifest.entries] if saver.last else []
@@ -216,10 +244,25 @@ class Unlocker:
             secret.split,
             saved.state.head,
             holders,
+            base=base,
             forget=forget,
         )
-        await self._make_safe(keeper, is_fresh=is_fresh)
-        return Unlocked(secret, keeper, sealer, saver, self.blobs)
+        if base is not None:
+            await self._heed_relays(secret.identity.pubkey, base)
+        if self.line is not None:
+            self.line.note(saved.state.head)
+        await self._make_safe(keeper, is_fresh=base is None)
+        if self.line is not None:
+            self.line.settle(saved.state.head)
+        return Unlocked(secret, keeper, sealer, saver, self.blobs, self.line)
+
+    async def _heed_relays(self, pubkey: str, base: Head) -> None:
+        told = await self.find_head(pubkey)
+        if told is not None and base.is_behind(told):
+            raise Halted(
+                f"relays know of our number {told.number} of epoch {told.epoch}, but escrow names "
+                f"{base.number} of {base.epoch}: services that held the newest are missing"
+            )
 
     async def _make_safe(self, keeper: Keeper, *, is_fresh: bool) -> None:
         """Nobody is served while our key is in this memory alone, or while a service that was not heard
@@ -229,8 +272,10 @@ class Unlocker:
         with trio.move_on_after(self.halt_after_s):
             while True:
                 done = await keeper.refresh()
-                if done.ahead or (is_fresh and done.conflicts):
+                if is_fresh and (done.ahead or done.conflicts):
                     raise Halted(f"a service holds another state of ours: {_why_unsafe(done)}")
+                if done.ahead:
+                    raise _Again(f"another one of us wrote meanwhile: {_why_unsafe(done)}")
                 if done.is_safe:
                     log.info("escrow holds our key", services=list(done.stored))
                     return
@@ -258,7 +303,8 @@ def _why_unsafe(done: Refreshed) -> str:
 
 
 def _waits() -> Iterator[float]:
+    """Not the same for everybody: two that boot at once must not get in each other's way for ever."""
     wait_s = RETRY_FIRST_S
     while True:
-        yield wait_s
+        yield wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - nothing is guessed by it
         wait_s = min(wait_s * 2, RETRY_MOST_S)

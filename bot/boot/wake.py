@@ -16,6 +16,8 @@ from bot.adapters.relay_events import RelayEvents
 from bot.boot.anchors import load_anchor
 from bot.boot.heads import heads_of, newest_head
 from bot.boot.identity import load_key
+from bot.boot.line import Line
+from bot.boot.put_back import Folders
 from bot.boot.standing import (
     NotProduction,
     ParentMeta,
@@ -192,6 +194,11 @@ def blobs_of(config: Config) -> Blobs:
     return ParentBlobs(parent) if parent else FolderBlobs(config.server.state_dir / "backup")
 
 
+def folders_of(config: Config) -> Folders:
+    """Where files of a checkpoint belong here."""
+    return Folders(config.server.state_dir, config.engine.disks)
+
+
 async def _unlock(
     config: Config,
     around: Surroundings,
@@ -235,6 +242,7 @@ async def _unlock(
         forget_state,
         tell,
         find_head,
+        Line(folders_of(config).books) if config.parent.address else None,
     ).unlock()
 
 

@@ -19,13 +19,15 @@ from bot.checkpoint.blobs import (
     pack_name,
 )
 from bot.checkpoint.manifest import Entry, Index, Manifest, Ref, encode_manifest
-from bot.checkpoint.packer import Pack, Packer, Snapshot
+from bot.checkpoint.packer import PACK_BYTES, Pack, Packer, Snapshot
 from bot.checkpoint.seal import TAG_BYTES, Sealer, digest_of
 from keycrux_client.shares import Head
 
 KEPT = 3
 # A pack of which less is alive is not referred to any more: what it still holds is packed again.
 LEAST_ALIVE = 1 / 3
+# A manifest names no more packs than it may: of so many small ones, all are packed again.
+MOST_SMALL_PACKS, SMALL_PACK_BYTES = 4_096, PACK_BYTES // 8
 # So many are on their way at once: while one waits for the keeper's disk, another is sent, and a next one sealed.
 _PUTS = 3
 
@@ -78,6 +80,11 @@ class Saver:
     def last(self) -> State | None:
         """The newest checkpoint that the keeper acknowledged."""
         return self._last
+
+    @property
+    def unsettled(self) -> int:
+        """How many checkpoints the keeper must keep: they grow in number while none is settled."""
+        return len(self._kept)
 
     def is_kept(self, name: str) -> bool:
         """Whether the last checkpoint has this file in chunks that are worth referring to. Else it must be read again."""
@@ -200,10 +207,15 @@ class Saver:
         for ref in by_id.values():
             alive[ref.pack] += ref.length + TAG_BYTES
         self._sizes = dict(self._last.manifest.packs)
-        self._worn = frozenset(
-            p for p, size in alive.items() if size < LEAST_ALIVE * self._sizes[p]
-        )
+        self._worn = _worn(alive, self._sizes)
         return {name: ref for name, ref in by_id.items() if ref.pack not in self._worn}
+
+
+def _worn(alive: Mapping[bytes, int], sizes: Mapping[bytes, int]) -> frozenset[bytes]:
+    """Packs that are not worth keeping, by how many of their bytes somebody refers to."""
+    worn = frozenset(name for name, size in alive.items() if size < LEAST_ALIVE * sizes[name])
+    small = frozenset(name for name in alive if sizes[name] < SMALL_PACK_BYTES)
+    return worn | small if len(small) > MOST_SMALL_PACKS else worn
 
 
 def _packs(entries: Sequence[Entry], indexes: Mapping[str, Index]) -> set[bytes]:

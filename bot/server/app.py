@@ -27,10 +27,10 @@ from bot.adapters.relay_events import RelayEvents
 from bot.adapters.seen_store import SeenStore
 from bot.adapters.store.sqlite import SqliteStore
 from bot.boot.identity import only_one
-from bot.boot.put_back import Folders, put_back
+from bot.boot.put_back import BOOKS, put_back
 from bot.boot.steps import Step
 from bot.boot.unlock import Halted
-from bot.boot.wake import Awake, parent_of, tell_parent, wake
+from bot.boot.wake import Awake, folders_of, parent_of, tell_parent, wake
 from bot.builtins import load_builtins
 from bot.clock import SystemClock, boot_id
 from bot.config import Config, images_folder
@@ -128,8 +128,7 @@ async def _restored(
     """Files back from the last checkpoint, and whoever makes the next ones; None where the disk is our own."""
     if awake.unlocked is None or not config.parent.address:
         return None
-    folders = Folders(config.server.state_dir, config.engine.disks)
-    await put_back(awake.unlocked, folders, status.restore)
+    await put_back(awake.unlocked, folders_of(config), status.restore)
     tell = partial(tell_parent, config)
     every_s = config.parent.checkpoint_every_s
     status.checkpointer = Checkpointer(
@@ -157,7 +156,7 @@ async def _build(
     )
     nudges, this_boot = TrioNudges(), boot_id()
     status.alarms, status.network = Alarms(_log_alarm), _network(config)
-    store = SqliteStore(state / "enclaved.sqlite")
+    store = SqliteStore(state / BOOKS)
     seen = SeenStore(state / "seen.sqlite", clock)
     refused = SeenStore(state / "refused.sqlite", clock, MOST_REFUSED_IDS)
     registry = OciRegistry(config.registry)

@@ -1,6 +1,6 @@
 """Keeps a copy of our state at the parent, anchored in escrow, while the server runs.
 
-wanted ─ snapshot ─ put ─ anchor ─ done        whoever waits for a checkpoint joins the next one that begins
+wanted ─ snapshot ─ put ─ anchor ─ done ─ settle        whoever waits for a checkpoint joins the next one that begins
                             └ overtaken: another one of us runs on this state; this one stops
 """
 
@@ -16,8 +16,9 @@ import trio
 from bot.adapters.disks.copies import Copying, DiskCopies
 from bot.adapters.disks.disks import LAYER, VOLUMES
 from bot.adapters.docker_engine import DockerEngine
+from bot.boot.put_back import BOOKS
 from bot.boot.secret import encode_secret
-from bot.boot.unlock import Halted, Unlocked
+from bot.boot.unlock import OVERTAKEN, Halted, Overtaken, Unlocked
 from bot.checkpoint.blobs import BlobsFailed
 from bot.checkpoint.packer import Snapshot
 from bot.checkpoint.scan import scan_database
@@ -28,16 +29,18 @@ from keycrux_client.shares import Head
 log = structlog.get_logger()
 # The books go with every checkpoint. Ids of what was acted on can wait for the minute: what is replayed after a restore
 # is older than the freshness window, or is refused by the books.
-BOOKS, OTHERS = "enclaved.sqlite", ("seen.sqlite",)
+OTHERS = ("seen.sqlite",)
 EVERY_S, LOOK_S = 60.0, 10.0
 # Who waits for a checkpoint is told so late that there is none, and may ask again.
 PATIENCE_S = 20.0
-RETRY_S = 2.0
+RETRY_S, RETRY_FULL_S = 2.0, 10.0
 LAST_S = 30.0
-OVERTAKEN = (
-    "another enclave was started from this state after this one, and escrow knows it as the newest: this one stops serving"
-    " and paying; run only one"
-)
+# While escrow takes none, so many are made; then the last one is offered until it does. Each may be the one that some
+# service holds, so none of them can be deleted before.
+MOST_UNANCHORED = 16
+# What follows an anchor holds nobody up.
+SETTLE_S = 20.0
+TELL_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Checkpointer:
         return self._done >= mine
 
     async def run(self) -> None:
-        """Raises `Halted` when another one of us has taken over."""
+        """Raises `Overtaken` when another one of us has taken over."""
         while True:
             took_turn = await self._nudge.wait(min(LOOK_S, self._every_s))
             full = trio.current_time() >= self._next_full_s
@@ -126,7 +129,7 @@ class Checkpointer:
         await self._not_overtaken(ahead)
 
     async def last(self) -> bool:
-        """Everything once more, at the end. Whether it is anchored; raises `Halted` when it must not be."""
+        """Everything once more, at the end. Whether it is anchored; raises `Overtaken` when it must not be."""
         with trio.move_on_after(LAST_S):
             return await self._try(full=True)
         return False
@@ -149,32 +152,70 @@ class Checkpointer:
                 self._done = mine
             self._over.set()
             self._over = trio.Event()
+        if full:
+            wait_s = self._every_s if anchored else min(self._every_s, RETRY_FULL_S)
+            self._next_full_s = trio.current_time() + wait_s
+        if full and anchored:
+            await self._settle()
         return anchored
 
     async def _save(self, *, full: bool) -> bool:
-        keeper, saver = self._unlocked.keeper, self._unlocked.saver
+        saver = self._unlocked.saver
+        if saver.unsettled > MOST_UNANCHORED and not await self._catch_up():
+            return False
         put_bytes = await (self._put_all() if full else self._put_books())
         assert saver.last is not None  # noqa: S101 - boot made the first one
         head = saver.last.head
-        refreshed = await keeper.anchor(head)
+        if not await self._anchor(head):
+            return False
+        self.newest = Newest(head.number, put_bytes, trio.current_time())
+        if put_bytes:
+            disks = sum(name.endswith((LAYER, VOLUMES)) for name in saver.last.indexes)
+            log.info("checkpoint", number=head.number, bytes=put_bytes, disks=disks, full=full)
+        return True
+
+    async def _catch_up(self) -> bool:
+        """Nothing more is put before escrow has taken what was put last."""
+        last = self._unlocked.saver.last
+        assert last is not None  # noqa: S101 - boot made the first one
+        if last.head != self.anchored and not await self._anchor(last.head):
+            return False
+        await self._settle()
+        return True
+
+    async def _anchor(self, head: Head) -> bool:
+        line = self._unlocked.line
+        if line is not None:
+            line.note(head)
+        refreshed = await self._unlocked.keeper.anchor(head)
         await self._not_overtaken(refreshed.ahead)
         if not refreshed.is_safe:
             log.warning("checkpoint is not anchored", number=head.number, failed=refreshed.failed)
             return False
         self.anchored = head
-        self.newest = Newest(head.number, put_bytes, trio.current_time())
-        if put_bytes:
-            disks = sum(name.endswith((LAYER, VOLUMES)) for name in saver.last.indexes)
-            log.info("checkpoint", number=head.number, bytes=put_bytes, disks=disks, full=full)
-        if full:
-            self._next_full_s = trio.current_time() + self._every_s
-            await saver.settle(head)
+        if line is not None:
+            line.settle(head)
         return True
 
+    async def _settle(self) -> None:
+        """What nobody needs any more is deleted at the keeper; what is anchored stays so whatever he answers."""
+        assert self.anchored is not None  # noqa: S101 - called after an anchor
+        try:
+            with trio.fail_after(SETTLE_S):
+                await self._unlocked.saver.settle(self.anchored)
+        except (BlobsFailed, trio.TooSlowError) as error:
+            log.warning("old checkpoints are not deleted yet", reason=str(error))
+
     async def _not_overtaken(self, ahead: Sequence[str]) -> None:
-        if ahead:
-            await self._tell(OVERTAKEN)
-            raise Halted(OVERTAKEN)
+        if not ahead:
+            return
+        # Whatever the parent does with it: this one stops.
+        with trio.move_on_after(TELL_S):
+            try:
+                await self._tell(OVERTAKEN)
+            except Exception:
+                log.exception("the parent could not be told")
+        raise Overtaken(OVERTAKEN)
 
     async def _put_books(self) -> int:
         """The books alone, upon all else as it was; how many bytes, none when nothing was written since."""

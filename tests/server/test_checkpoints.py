@@ -1,17 +1,26 @@
 """Checkpoints while the server runs: who waits for one, who is told that there is none, and who must stop."""
 
+import errno
+import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 
 import pytest
 import trio
 
+from bot.adapters.disks.disks import LAYER
+from bot.boot.line import MOST_HEADS, Line
 from bot.boot.put_back import Folders, put_back
-from bot.boot.unlock import Halted, Unlocker
-from bot.checkpoint.blobs import is_manifest_name
+from bot.boot.secret import encode_secret
+from bot.boot.unlock import Halted, Overtaken, Unlocker
+from bot.checkpoint.blobs import BlobsFailed, is_manifest_name
+from bot.checkpoint.packer import Snapshot
 from bot.checkpoint.restore import Progress
+from bot.checkpoint.saver import KEPT
 from bot.server import checkpoints
 from bot.server.checkpoints import BOOKS, OTHERS, Checkpointer
+from keycrux_client.shares import Head
 from tests.checkpoint.keeper import MemoryBlobs
 
 
@@ -22,8 +31,11 @@ async def place(escrow, tmp_path):
         escrow.add_service()
     code, blobs = escrow.code(), MemoryBlobs()
 
-    async def boot():
-        return await Unlocker(code.client, escrow.find_services, blobs, 3, 60, False).unlock()
+    async def boot(on=None, keeper=blobs):
+        """``on``: a folder whose files go on."""
+        unlocker = Unlocker(code.client, escrow.find_services, keeper, 3, 60, False)
+        line = Line(on / BOOKS) if on else None
+        return await replace(unlocker, line=line).unlock()
 
     for name in (BOOKS, *OTHERS):
         with closing(sqlite3.connect(tmp_path / name)) as db, db:
@@ -185,3 +197,252 @@ async def test_a_surprise_is_told_to_who_waits_and_takes_nobody_down(
     with trio.fail_after(20):
         while not await checkpointer.reached():
             pass
+
+
+# -- two of one state, and a host that chooses when each of them goes on --------------------------------
+
+
+@dataclass
+class HeldUp:
+    """The keeper, who lets puts wait until it suits him."""
+
+    blobs: MemoryBlobs
+    came: trio.Event
+    goes_on: trio.Event
+
+    async def put(self, name, parts):
+        self.came.set()
+        await self.goes_on.wait()
+        await self.blobs.put(name, parts)
+
+    def __getattr__(self, name):
+        return getattr(self.blobs, name)
+
+
+def rewrite(folder):
+    """From top to bottom: packs of the last checkpoint are not needed any more."""
+    with closing(sqlite3.connect(folder / BOOKS)) as db:
+        db.execute("DROP TABLE IF EXISTS fill")
+        db.execute("CREATE TABLE fill (b)")
+        db.execute("INSERT INTO fill VALUES (?)", (os.urandom(200_000),))
+        db.commit()
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["the books", "all, and packs are deleted"])
+async def test_what_was_told_as_safe_while_a_newer_one_was_held_up_is_not_rolled_back(
+    place, escrow, tmp_path, full
+):
+    boot, blobs, folder = place
+    older = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    write(folder, 0)
+    assert await older._try(full=True)
+    gate, newer = HeldUp(blobs, trio.Event(), trio.Event()), []
+
+    async def boot_newer():
+        newer.append(await boot(keeper=gate))
+
+    async with trio.open_nursery() as booting:
+        booting.start_soon(boot_newer)
+        await gate.came.wait()
+        for number in range(1, 5):
+            rewrite(folder)
+            write(folder, number)
+            assert await older._try(full=full)
+        gate.goes_on.set()
+    with pytest.raises(Overtaken):
+        await older._try(full=False)
+    for name, unlocked in (("newer", newer[0]), ("third", await boot())):
+        await put_back(unlocked, Folders(tmp_path / name, None), Progress())
+        assert [0, 1, 2, 3, 4] == written(tmp_path / name)
+
+
+async def test_of_many_that_boot_at_once_one_is_the_newest_and_the_others_learn_it(place, escrow):
+    boot, _, folder = place
+    await boot()
+    running = []
+
+    async def start():
+        running.append(Checkpointer(await boot(), folder, escrow.clock, nobody))
+
+    async with trio.open_nursery() as booting:
+        for _ in range(4):
+            booting.start_soon(start)
+    went_on = []
+    for one in running:
+        with suppress(Overtaken):
+            went_on.append(await one.last())
+    assert [True] == went_on
+
+
+@pytest.fixture
+async def settled(place, escrow, tmp_path):
+    """Restored to a folder of its own, in which it writes from then on: (boot, blobs, folder, its unlocked)."""
+    boot, blobs, folder = place
+    assert await Checkpointer(await boot(), folder, escrow.clock, nobody).last()
+    home = tmp_path / "home"
+    home.mkdir()
+    unlocked = await boot(home)
+    await put_back(unlocked, Folders(home, None), Progress())
+    return boot, blobs, home, unlocked
+
+
+async def test_one_that_was_overtaken_does_not_come_back_with_its_old_files(
+    settled, escrow, tmp_path
+):
+    """Its supervisor starts it again: the newer one must not even notice."""
+    boot, _, home, unlocked = settled
+    older = Checkpointer(unlocked, home, escrow.clock, nobody)
+    assert await older.last()
+    newer = Checkpointer(await boot(), home, escrow.clock, nobody)
+    write(home, 1)
+    for _ in range(2):
+        with pytest.raises(Overtaken, match="belong to a life that was overtaken"):
+            await boot(home)
+    assert await newer.last()
+
+
+@pytest.mark.parametrize("when", ["before escrow", "after escrow", "after all"])
+async def test_one_that_dies_around_an_anchor_goes_on_with_its_files(
+    settled, escrow, monkeypatch, when
+):
+    boot, _, home, unlocked = settled
+    write(home, 1)
+
+    class Died(BaseException):
+        pass
+
+    def die(*_):
+        raise Died
+
+    if when == "before escrow":
+        monkeypatch.setattr(unlocked.keeper, "anchor", die)
+    elif when == "after escrow":
+        monkeypatch.setattr(unlocked.line, "settle", die)
+    with suppress(Died):
+        await Checkpointer(unlocked, home, escrow.clock, nobody).last()
+    write(home, 2)
+    await put_back(await boot(home), Folders(home, None), Progress())
+    assert [1, 2] == written(home)
+
+
+async def test_a_first_start_does_not_take_files_of_nobody_knows_whom(place, escrow):
+    boot, _, folder = place
+    with pytest.raises(Halted, match="no backup of the files that are here already"):
+        await boot(folder)
+
+
+async def test_more_heads_than_a_line_keeps(tmp_path):
+    (tmp_path / BOOKS).touch()
+    line = Line(tmp_path / BOOKS)
+    heads = [Head(1, n, f"{n:064x}") for n in range(MOST_HEADS + 10)]
+    for head in heads:
+        line.note(head)
+    again = Line(tmp_path / BOOKS)
+    assert [False] * 10 + [True] * MOST_HEADS == [again.contains(head) for head in heads]
+    again.settle(heads[-1])
+    assert [heads[-1]] == [h for h in heads if Line(tmp_path / BOOKS).contains(h)]
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+async def test_a_parent_that_will_not_be_told_holds_nobody_up(place, escrow, monkeypatch, how):
+    monkeypatch.setattr(checkpoints, "TELL_S", 0.05)
+    boot, _, folder = place
+
+    async def tell(_):
+        if how == "raises":
+            raise OSError("no parent")
+        await trio.sleep_forever()
+
+    older = Checkpointer(await boot(), folder, escrow.clock, tell)
+    await boot()
+    with trio.fail_after(5), pytest.raises(Overtaken):
+        await older._try(full=False)
+
+
+@pytest.mark.parametrize("how", ["refuses", "hangs"])
+async def test_what_is_anchored_is_told_so_whatever_becomes_of_old_blobs(
+    place, escrow, monkeypatch, how
+):
+    monkeypatch.setattr(checkpoints, "SETTLE_S", 0.05)
+    boot, blobs, folder = place
+    checkpointer = Checkpointer(await boot(), folder, escrow.clock, nobody)
+
+    async def delete(_):
+        if how == "refuses":
+            raise BlobsFailed("no")
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(blobs, "delete", delete)
+    for number in range(5):
+        write(folder, number)
+        with trio.fail_after(5):
+            assert await checkpointer.last()
+
+
+async def test_while_escrow_takes_nothing_a_few_are_kept_and_then_it_catches_up(
+    place, escrow, tmp_path
+):
+    boot, blobs, folder = place
+    checkpointer = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    away, escrow.lane.services = escrow.lane.services, {}
+    for number in range(60):
+        write(folder, number)
+        assert not await checkpointer._try(full=number % 3 == 0)
+    kept = sum(map(is_manifest_name, blobs.kept))
+    assert 2 < kept <= checkpoints.MOST_UNANCHORED + 3
+    escrow.lane.services = away
+    assert await checkpointer._try(full=True)
+    assert sum(map(is_manifest_name, blobs.kept)) <= KEPT
+    await put_back(await boot(), Folders(tmp_path / "elsewhere", None), Progress())
+    assert list(range(60)) == written(tmp_path / "elsewhere")
+
+
+# -- back to files ---------------------------------------------------------------------------------------
+
+
+async def test_a_disk_that_was_deleted_since_the_last_checkpoint_stays_deleted(
+    settled, escrow, tmp_path
+):
+    boot, _, home, unlocked = settled
+    disks = tmp_path / "disks"
+    raw = os.urandom(70_000)
+    disk = Snapshot(f"x{LAYER}", 1 << 20, ((0, raw),))
+    checkpointer = Checkpointer(unlocked, home, escrow.clock, nobody)
+    assert await checkpointer.last()
+    names = [entry.name for entry in unlocked.saver.last.manifest.entries]
+    saved = await unlocked.saver.save([disk], names, encode_secret(unlocked.secret), 0)
+    assert await checkpointer._anchor(saved.state.head)
+    await put_back(await boot(home), Folders(home, disks), Progress())
+    assert not disks.exists(), "the process died, and whoever deleted it knew why"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    await put_back(await boot(elsewhere), Folders(elsewhere, disks), Progress())
+    back = disks / f"x{LAYER}"
+    assert (raw, bytes(10)) == (back.read_bytes()[:70_000], back.read_bytes()[70_000:70_010])
+    assert back.stat().st_blocks * 512 >= 1 << 20
+
+
+async def test_a_disk_that_takes_a_part_is_asked_again_and_a_full_one_halts_it(
+    settled, tmp_path, monkeypatch
+):
+    boot, _, home, _ = settled
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, bytes(data)[:1000], at))
+    one = tmp_path / "one"
+    await put_back(await boot(), Folders(one, None), Progress())
+    assert (home / BOOKS).read_bytes() == (one / BOOKS).read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for call in ("pwrite", "posix_fallocate", "ftruncate"):
+        two = tmp_path / call
+        two.mkdir()
+        (two / f"{BOOKS}.new").write_text("of an earlier try")
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            with pytest.raises(Halted, match="no room for the backup"):
+                await put_back(await boot(), Folders(two, None), Progress())
+        assert [] == list(two.iterdir())
+        assert before == len(os.listdir("/proc/self/fd"))
