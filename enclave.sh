@@ -39,6 +39,11 @@ while :; do
     enclaved boot --config "$config" || status=$?
     # It was told to end: everything is saved.
     [ "$status" -ne 0 ] || exit 0
+    # Another enclave went on from our state: this one must not be there any more.
+    if [ "$status" -eq 3 ]; then
+        say "error: overtaken by another enclave, this one ends"
+        exit 3
+    fi
     say "boot ended with status $status, starting it again"
     sleep 1
 done

@@ -1,19 +1,23 @@
 """Programs that run already, though we did not start them: an earlier ``enclaved boot`` did, and died.
 
-Nothing is remembered in files: the kernel says who listens at a Unix socket, and a pidfd says when he ends.
+Whoever starts a program notes its number beside its log, with the moment when the kernel says that it began: a number that
+was given to another process meanwhile does not match. Where it listens, or whether it listens yet, says nothing.
 """
 
 import os
-import socket
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import trio
 
-_CONNECT_S = 1.0
-# struct ucred
-_CREDENTIALS = struct.Struct("=iII")
+from bot.clock import boot_id
+from bot.files import read_bounded, write_whole
+
+log = structlog.get_logger()
+_MOST_BYTES = 200
+# proc(5): fields of /proc/pid/stat after the name, which is in parentheses and may hold anything.
+_STATE, _STARTTIME = 0, 19
 
 
 @dataclass(frozen=True)
@@ -24,37 +28,48 @@ class Adopted:
     _pidfd: int
 
     async def wait(self) -> None:
-        """Until it ended."""
-        await trio.lowlevel.wait_readable(self._pidfd)
+        """Until it ended. Any number of tasks may wait, which is why each does so at a descriptor of its own."""
+        mine = os.dup(self._pidfd)
+        try:
+            await trio.lowlevel.wait_readable(mine)
+        finally:
+            os.close(mine)
 
     def close(self) -> None:
         os.close(self._pidfd)
 
 
+def note(path: Path, pid: int) -> None:
+    """It was just started by us. Raises `OSError`."""
+    if (began := _began(pid)) is not None:
+        write_whole(path, f"{pid} {began} {boot_id()}".encode())
+
+
 def adopt(path: Path) -> Adopted | None:
-    """Whoever listens at the socket now; None when nobody does. Blocks for a moment."""
-    pid = listener_at(path)
-    if not pid:
-        return None
+    """Whoever was noted there, if he runs."""
     try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    # It may have ended, and its number been given away, between the two calls.
-    if listener_at(path) != pid:
-        os.close(pidfd)
-        return None
-    return Adopted(pid, pidfd)
-
-
-def listener_at(path: Path) -> int | None:
-    """The pid of who called listen(2), as this process's namespace numbers it; 0 for one outside of it."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_CONNECT_S)
-        try:
-            sock.connect(str(path))
-        except OSError:
+        pid, began, boot = read_bounded(path, _MOST_BYTES).decode().split()
+        if boot != boot_id():
             return None
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid: int = _CREDENTIALS.unpack(raw)[0]
-        return pid
+        pidfd = os.pidfd_open(int(pid))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        if not isinstance(error, ProcessLookupError):
+            log.warning("who was started before cannot be read", path=str(path), why=str(error))
+        return None
+    # Only now: what has this number and began then is what the descriptor means.
+    if _began(int(pid)) == began:
+        return Adopted(int(pid), pidfd)
+    os.close(pidfd)
+    return None
+
+
+def _began(pid: int) -> str | None:
+    """In clock ticks since the machine started; None for one that has ended, or is not there."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[_STATE] in "ZX" else fields[_STARTTIME]

@@ -4,6 +4,7 @@ A program runs in a session of its own; stopping signals the whole group, so tha
 stays behind. Output goes to one file per program. One that runs already is adopted: its supervisor may have died.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from bot.boot.adopt import Adopted, adopt
+from bot.boot.adopt import Adopted, adopt, note
 from bot.latch import Latch
 
 log = structlog.get_logger()
@@ -24,12 +25,16 @@ MOST_LOG_BYTES = 8 << 20
 LOOK_AT_LOG_S = 10.0
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.2, 2.0
 MOST_FIRST_TRIES = 4
+# Beside what each program may take to end.
+STOP_MORE_S = 10.0
 
 
 @dataclass(frozen=True)
 class Program:
     """``ready`` is probed until it says True, and may raise before; ``after`` names programs that must be ready
-    before this one is started. Whoever listens at ``listens_at`` is this program, whoever started him."""
+    before this one is started. One that is not ready after ``ready_s`` seconds is killed, and counts as ended. One
+    that ends with ``over_code`` is not started again. ``outlives``: it goes on when we die, and our successor
+    adopts it."""
 
     name: str
     command: Sequence[str]
@@ -38,7 +43,9 @@ class Program:
     stop_s: float = 10
     # The program's standard input is a pipe that closes when we die, however we die.
     holds_stdin: bool = False
-    listens_at: Path | None = None
+    ready_s: float | None = None
+    over_code: int | None = None
+    outlives: bool = False
 
 
 @dataclass
@@ -53,10 +60,16 @@ class _Running:
     down: trio.Event = field(default_factory=trio.Event)
     process: trio.Process | Adopted | None = None
     restarts: int = 0
+    # It was killed since it was not ready in time.
+    late: bool = False
 
 
 class ProgramFailed(Exception):
     """A program was never ready: it is not there, or it ended each time. The message says which and why."""
+
+
+class ProgramOver(ProgramFailed):
+    """A program ended and says that it must not be started again."""
 
 
 class Supervisor:
@@ -65,6 +78,9 @@ class Supervisor:
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
         self._running: dict[str, _Running] = {}
+        self._ending = False
+        self._over: tuple[str, str] | None = None
+        self._is_over = trio.Event()
 
     def pid(self, name: str) -> int:
         """The process id of a program that is running."""
@@ -82,20 +98,44 @@ class Supervisor:
 
     async def start(self, nursery: trio.Nursery, program: Program) -> None:
         """Start, and return when it is ready. Raises `ProgramFailed`."""
-        running = _Running(program)
-        self._running[program.name] = running
         for other in program.after:
             await self._running[other].up.wait()
+        if self._ending:
+            raise ProgramFailed(f"{program.name} is not started: all are being stopped")
+        # Known from the moment on at which somebody sees to its end, not before: who stops it waits for that.
+        running = self._running[program.name] = _Running(program)
         nursery.start_soon(self._keep_running, running)
         await running.settled.wait()
+        self._raise_if_over()
         if running.problem is not None:
             raise ProgramFailed(f"{program.name} does not start: {running.problem}")
 
+    async def watch(self) -> None:
+        """Raises `ProgramOver` once one has ended for good."""
+        await self._is_over.wait()
+        self._raise_if_over()
+
+    def _raise_if_over(self) -> None:
+        if self._over is not None:
+            raise ProgramOver(f"{self._over[0]} ended for good: {self._over[1]}")
+
     async def stop(self) -> None:
-        """Stop everything, dependents first; returns when all are down."""
-        async with trio.open_nursery() as nursery:
-            for running in self._running.values():
-                nursery.start_soon(self._stop_one, running)
+        """Stop everything, dependents first; returns when all are down, and after a time whatever they do."""
+        self._ending = True
+        most_s = STOP_MORE_S + sum(each.program.stop_s for each in self._running.values())
+        with trio.move_on_after(most_s) as patience:
+            async with trio.open_nursery() as nursery:
+                for running in self._running.values():
+                    nursery.start_soon(self._stop_one, running)
+        if patience.cancelled_caught:
+            log.error("not all programs ended in order; they are killed", within_s=most_s)
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        for running in self._running.values():
+            running.stopping.set()
+            if running.process is not None:
+                _signal_group(running.process, signal.SIGKILL)
 
     async def halt(self, name: str) -> None:
         """Stop one program, whatever depends on it; it can be started again."""
@@ -124,14 +164,14 @@ class Supervisor:
             while not running.stopping.is_set():
                 started = trio.current_time()
                 cannot = await self._run_once(running)
-                if running.stopping.is_set():
+                if running.stopping.is_set() or self._ended_for_good(running):
                     return
                 running.restarts += 1
                 # What is not there at first will not come; what was there may.
                 if not running.settled.is_set() and (
                     cannot or running.restarts >= MOST_FIRST_TRIES
                 ):
-                    running.problem = cannot or self._last_words(running.program)
+                    running.problem = cannot or self._why_not(running)
                     return
                 backoff_s = (
                     BACKOFF_FIRST_S
@@ -149,17 +189,30 @@ class Supervisor:
                 running.settled.set()
             running.down.set()
 
+    def _why_not(self, running: _Running) -> str:
+        late = f"it is not ready after {running.program.ready_s} s; " if running.late else ""
+        return late + self._last_words(running.program)
+
+    def _ended_for_good(self, running: _Running) -> bool:
+        process, code = running.process, running.program.over_code
+        if code is None or not isinstance(process, trio.Process) or process.returncode != code:
+            return False
+        words = self._last_words(running.program).strip().splitlines()
+        self._over = (running.program.name, words[-1] if words else f"exit code {code}")
+        self._is_over.set()
+        return True
+
     async def _run_once(self, running: _Running) -> str | None:
         """Until it ends; or why it could not be started."""
         try:
-            process = await self._adopt(running.program) or await self._open(running.program)
+            process = self._adopt(running.program) or await self._open(running.program)
         except OSError as error:
             return f"{error.strerror}: {error.filename}"
         running.process = process
         ended = False
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._probe, running)
+                nursery.start_soon(self._see_ready, running, process)
                 nursery.start_soon(self._end_when_told, running, process)
                 nursery.start_soon(self._bound_log, running.program)
                 await process.wait()
@@ -168,7 +221,7 @@ class Supervisor:
         finally:
             running.up.shut()
             # Cancelled without being told to stop, as by a fault of ours: whom the next supervisor adopts goes on.
-            if ended or running.stopping.is_set() or running.program.listens_at is None:
+            if ended or running.stopping.is_set() or not running.program.outlives:
                 _signal_group(process, signal.SIGKILL)
                 with trio.CancelScope(shield=True):
                     await process.wait()
@@ -176,23 +229,36 @@ class Supervisor:
                 process.close()
         return None
 
-    async def _adopt(self, program: Program) -> Adopted | None:
-        if program.listens_at is None:
-            return None
-        found = await trio.to_thread.run_sync(adopt, program.listens_at)
+    def _adopt(self, program: Program) -> Adopted | None:
+        found = adopt(self._noted_at(program)) if program.outlives else None
         if found is not None:
             log.info("program adopted", program=program.name, pid=found.pid)
         return found
 
     async def _open(self, program: Program) -> trio.Process:
         with (self._log_dir / f"{program.name}.log").open("ab") as output:
-            return await trio.lowlevel.open_process(
+            process = await trio.lowlevel.open_process(
                 list(program.command),
                 stdin=subprocess.PIPE if program.holds_stdin else subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
+        if program.outlives:
+            note(self._noted_at(program), process.pid)
+        return process
+
+    def _noted_at(self, program: Program) -> Path:
+        return self._log_dir / f"{program.name}.pid"
+
+    async def _see_ready(self, running: _Running, process: trio.Process | Adopted) -> None:
+        ready_s = running.program.ready_s
+        with trio.move_on_after(math.inf if ready_s is None else ready_s) as patience:
+            await self._probe(running)
+        if patience.cancelled_caught:
+            log.warning("program is not ready", program=running.program.name, after_s=ready_s)
+            running.late = True
+            _signal_group(process, signal.SIGKILL)
 
     async def _probe(self, running: _Running) -> None:
         ready, told = running.program.ready, False
@@ -218,12 +284,22 @@ class Supervisor:
 
     async def _bound_log(self, program: Program) -> None:
         path = self._log_dir / f"{program.name}.log"
+        told = False
         while True:
-            await trio.to_thread.run_sync(keep_newest, path, MOST_LOG_BYTES)
+            try:
+                await trio.to_thread.run_sync(keep_newest, path, MOST_LOG_BYTES)
+            except OSError as error:
+                # Its words are lost, not the program.
+                if not told:
+                    log.warning("a log cannot be bounded", path=str(path), reason=str(error))
+                told = True
             await trio.sleep(LOOK_AT_LOG_S)
 
     def _last_words(self, program: Program) -> str:
-        text = (self._log_dir / f"{program.name}.log").read_text(errors="replace")
+        try:
+            text = (self._log_dir / f"{program.name}.log").read_text(errors="replace")
+        except OSError as error:
+            return f"its log cannot be read: {error}"
         return text[-1_500:]
 
 

@@ -10,7 +10,7 @@ between any two of them loses nothing:
   checkpoint without that word counts if escrow has its key; if not, nobody was served by it.
 """
 
-import random
+import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -51,6 +51,10 @@ STALE = (
 
 class Halted(Exception):
     """We must not go on; the message says why, and what would help."""
+
+
+# Of a process that found so: nobody is to start it again.
+EXIT_OVERTAKEN = 3
 
 
 class Overtaken(Halted):
@@ -306,5 +310,5 @@ def _waits() -> Iterator[float]:
     """Not the same for everybody: two that boot at once must not get in each other's way for ever."""
     wait_s = RETRY_FIRST_S
     while True:
-        yield wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - nothing is guessed by it
+        yield wait_s * secrets.SystemRandom().uniform(0.5, 1.0)
         wait_s = min(wait_s * 2, RETRY_MOST_S)

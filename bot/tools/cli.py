@@ -14,7 +14,7 @@ from bot import logging
 from bot.adapters.docker_engine import EngineUnusable
 from bot.adapters.nsm import NsmUnusable
 from bot.boot.identity import read_secret_text
-from bot.boot.unlock import Halted
+from bot.boot.unlock import EXIT_OVERTAKEN, Halted, Overtaken
 from bot.config import ConfigError, load
 from bot.server import app
 from bot.terminal import printable, say, say_json, tell
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _fail(error: BaseException) -> int:
     tell(f"error: {error}")
-    return 1
+    return EXIT_OVERTAKEN if isinstance(error, Overtaken) else 1
 
 
 def _innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -5,14 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
-from bot.boot.adopt import adopt, listener_at
+from bot.boot.adopt import adopt, note
 from bot.boot.machine.boot import Boot
 from bot.boot.machine.clock_guard import Reading, why_wrong
 from bot.boot.machine.engine_files import EnginePaths, EngineSettings
@@ -21,6 +21,7 @@ from bot.boot.machine.mounts import have_bytes, mount_missing, shares_of, tmpfs_
 from bot.boot.steps import OF_BOOT, OF_SERVER, Step, Steps
 from bot.boot.supervisor import Program, Supervisor, keep_newest
 from bot.boot.unlock import Halted
+from bot.clock import boot_id
 from bot.config import BootConfig, ConfigError, load_machine
 from bot.parent.conversation import Conversation
 from handlers.domain.limits import UnitSize
@@ -155,40 +156,84 @@ async def test_what_is_mounted_stays_and_what_fills_one_leaves_the_others(tmp_pa
     unmount_below(tmp_path)
 
 
-LISTENS = (
-    "import socket, sys, time\ns = socket.socket(socket.AF_UNIX)\ns.bind(sys.argv[1])\ns.listen()\n"
-    "print('up', flush=True)\ntime.sleep(60)\n"
-)
+ENDS_SLOWLY = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.7)
+    pathlib.Path(sys.argv[1]).write_text("saved")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+print("up", flush=True)
+time.sleep(60)
+"""
 
 
-async def test_who_listens_already_is_adopted_watched_and_stopped(tmp_path, nursery):
-    path = tmp_path / "it.sock"
-    program = Program("it", [sys.executable, "-c", LISTENS, str(path)], listens_at=path)
-    dead, successor = Supervisor(tmp_path), Supervisor(tmp_path)
-    async with trio.open_nursery() as first_life:
-        await dead.start(first_life, program)
-        with trio.fail_after(10):
-            while listener_at(path) is None:
-                await trio.sleep(0.01)
-        pid = listener_at(path)
-        await successor.start(nursery, program)
+def outliving(tmp_path, script=ENDS_SLOWLY, **options):
+    """Ready when it says so in its log, which is long after it was started."""
+    command = [sys.executable, "-c", script, str(tmp_path / "end")]
+
+    async def ready():
+        return "up" in (tmp_path / "it.log").read_text()
+
+    options = {"ready": ready, "ready_s": 20, "stop_s": 10} | options
+    return Program("it", command, outlives=True, **options)
+
+
+@contextmanager
+def left_behind(tmp_path, program):
+    """As a supervisor leaves it that was killed right after it had started it."""
+    with (tmp_path / "it.log").open("ab") as output:
+        process = subprocess.Popen(program.command, stdout=output, start_new_session=True)
+    note(tmp_path / "it.pid", process.pid)
+    with process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+async def test_who_runs_already_is_adopted_even_before_it_answers_and_ends_in_order(
+    tmp_path, nursery
+):
+    program, successor = outliving(tmp_path), Supervisor(tmp_path)
+    with left_behind(tmp_path, program) as pid:
+        with trio.fail_after(20):
+            await successor.start(nursery, program)
         assert pid == successor.pid("it"), "no second one was started"
+        with trio.fail_after(10):
+            await successor.stop()
+    assert "saved" == (tmp_path / "end").read_text(), "it had its time to save"
+
+
+async def test_one_that_was_adopted_and_dies_is_started_again(tmp_path, nursery):
+    program, successor = outliving(tmp_path), Supervisor(tmp_path)
+    with left_behind(tmp_path, program) as pid:
+        await successor.start(nursery, program)
         os.kill(pid, signal.SIGKILL)
-        await dead.kill("it")
-    path.unlink(missing_ok=True)
-    with trio.fail_after(10):
-        while successor.restarts("it") == 0 or (another := listener_at(path)) is None:
-            await trio.sleep(0.02)
-    assert another != pid
-    assert another == successor.pid("it")
-    await successor.stop()
-    assert None is listener_at(path)
+        with trio.fail_after(10):
+            while successor.restarts("it") == 0 or successor.pid("it") == pid:
+                await trio.sleep(0.02)
+        await successor.stop()
 
 
-def test_nobody_is_adopted_where_nobody_listens(tmp_path):
-    assert None is adopt(tmp_path / "nothing.sock")
-    (tmp_path / "file").touch()
-    assert None is adopt(tmp_path / "file")
+@pytest.mark.parametrize(
+    "noted", [None, "", "x y z", "1 2", "999999999 1 {boot}", "{me} 1 {boot}"]
+)
+def test_nobody_is_adopted_for_a_note_that_means_nobody(tmp_path, noted):
+    path = tmp_path / "it.pid"
+    if noted is not None:
+        path.write_text(noted.format(me=os.getpid(), boot=boot_id()))
+    assert None is adopt(path)
+
+
+def test_who_was_noted_is_found_and_not_in_another_boot(tmp_path):
+    path = tmp_path / "it.pid"
+    note(path, os.getpid())
+    found = adopt(path)
+    assert os.getpid() == found.pid
+    found.close()
+    path.write_text(path.read_text().replace(boot_id(), "another"))
+    assert None is adopt(path)
 
 
 def test_of_a_long_log_the_newer_half_stays_in_whole_lines(tmp_path):

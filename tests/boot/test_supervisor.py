@@ -1,12 +1,15 @@
 """Programs that are not there, end early, or are never ready; and those that wait for them."""
 
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import structlog
 import trio
 
-from bot.boot.supervisor import Program, ProgramFailed, Supervisor
+import bot.boot.supervisor
+from bot.boot.supervisor import Program, ProgramFailed, ProgramOver, Supervisor
 
 SLEEPS = (sys.executable, "-c", "import time; time.sleep(60)")
 
@@ -125,3 +128,80 @@ async def test_programs_end_dependents_first(supervisor, nursery, tmp_path):
     await supervisor.stop()
 
     assert ended.read_text() == "cba"
+
+
+async def test_one_that_lives_and_is_never_ready_is_given_up_with_the_reason(supervisor, nursery):
+    async def never():
+        return False
+
+    program = Program("netstack", SLEEPS, ready=never, ready_s=0.1)
+    with (
+        trio.fail_after(20),
+        pytest.raises(
+            ProgramFailed, match=r"netstack does not start: it is not ready after 0\.1 s"
+        ),
+    ):
+        await supervisor.start(nursery, program)
+    assert 4 == supervisor.restarts("netstack")
+    await supervisor.stop()
+
+
+async def test_one_that_says_it_must_not_be_started_again_is_not(supervisor, nursery, tmp_path):
+    script = "import sys, time; time.sleep(0.3); print('error: overtaken'); sys.exit(3)"
+    await supervisor.start(nursery, Program("server", (sys.executable, "-c", script), over_code=3))
+    with (
+        trio.fail_after(10),
+        pytest.raises(ProgramOver, match="server ended for good: error: ove"),
+    ):
+        await supervisor.watch()
+    await trio.sleep(0.5)
+    assert 0 == supervisor.restarts("server")
+    with trio.fail_after(5):
+        await supervisor.stop()
+
+
+async def test_an_end_that_comes_while_one_waits_for_another_waits_for_nobody(supervisor, nursery):
+    async def never():
+        return False
+
+    async def below():
+        with suppress(ProgramFailed):
+            await supervisor.start(nursery, Program("below", SLEEPS, ready=never))
+
+    nursery.start_soon(below)
+    await trio.sleep(0.2)
+    with trio.move_on_after(0.2):
+        await supervisor.start(nursery, Program("above", SLEEPS, after=("below",)))
+    with trio.fail_after(10):
+        await supervisor.stop()
+        with pytest.raises(ProgramFailed, match="all are being stopped"):
+            await supervisor.start(nursery, Program("late", SLEEPS))
+
+
+async def test_one_that_will_not_end_does_not_hold_up_the_end_for_ever(
+    supervisor, nursery, monkeypatch
+):
+    monkeypatch.setattr(bot.boot.supervisor, "STOP_MORE_S", 0.2)
+    monkeypatch.setattr(supervisor, "_stop_one", lambda _: trio.sleep_forever())
+    await supervisor.start(nursery, Program("stuck", SLEEPS, stop_s=0.1))
+    pid = supervisor.pid("stuck")
+    with trio.fail_after(5):
+        await supervisor.stop()
+        while Path(f"/proc/{pid}").exists():
+            await trio.sleep(0.01)
+
+
+async def test_a_log_that_cannot_be_bounded_takes_nobody_down(
+    supervisor, nursery, tmp_path, monkeypatch
+):
+    def fails(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(bot.boot.supervisor, "keep_newest", fails)
+    monkeypatch.setattr(bot.boot.supervisor, "LOOK_AT_LOG_S", 0.01)
+    with structlog.testing.capture_logs() as lines:
+        await supervisor.start(nursery, Program("it", SLEEPS))
+        await trio.sleep(0.2)
+    assert ["a log cannot be bounded"] == [line["event"] for line in lines]
+    assert 0 == supervisor.restarts("it")
+    await supervisor.stop()

@@ -1,12 +1,13 @@
 """``enclaved boot``: the steps from power-on to a server that is ready; again after any death; and down in order.
 
-It holds no secret and keeps nothing in files. Each step finds done what is done already: what runs is adopted, what is
+It holds no secret and keeps no state. Each step finds done what is done already: what runs is adopted, what is
 mounted stays. So whoever kills this process, or any other, only makes it walk the same steps again.
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 import trio
@@ -20,8 +21,8 @@ from bot.boot.machine.memory import why_not_enough
 from bot.boot.machine.mounts import have_bytes, mount_missing, shares_of, tmpfs_of
 from bot.boot.machine.probes import tcp_answers
 from bot.boot.steps import Step, Steps
-from bot.boot.supervisor import ProgramFailed, Supervisor
-from bot.boot.unlock import Halted
+from bot.boot.supervisor import ProgramFailed, ProgramOver, Supervisor
+from bot.boot.unlock import Halted, Overtaken
 from bot.config import ConfigError, MachineConfig
 from bot.parent.client import ParentChannel, ParentSilent
 from bot.parent.wire import SHUTDOWN
@@ -107,26 +108,30 @@ class Boot:
             try:
                 await do(nursery)
             except _PROBLEMS as problem:
-                await self._halt(f"{step.value}: {problem}")
+                await self._halt(f"{step.value}: {problem}", problem)
         self.steps.finish()
         log.info("up")
 
-    async def _halt(self, reason: str) -> None:
+    async def _halt(self, reason: str, problem: Exception) -> NoReturn:
         self.steps.halt(reason)
         log.error("halted", reason=reason)
         if self._parent is not None:
             await self._parent.log(f"halted: {reason}")
             await self._tell_report()
-        raise Halted(reason)
+        raise (Overtaken if isinstance(problem, ProgramOver) else Halted)(reason)
 
     async def _stay(self) -> None:
-        """Supervised; what would make us stop is a clock that goes wrong."""
-        if self._guard is None:
-            await trio.sleep_forever()
+        """Supervised; what would make us stop is a clock that goes wrong, or a server that was overtaken."""
+        async with trio.open_nursery() as nursery:
+            if self._guard is not None:
+                nursery.start_soon(self._or_halt, Step.CLOCK, self._guard.run)
+            nursery.start_soon(self._or_halt, Step.SERVER, self._supervisor.watch)
+
+    async def _or_halt(self, step: Step, watch: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._guard.run()
+            await watch()
         except _PROBLEMS as problem:
-            await self._halt(f"{Step.CLOCK.value}: {problem}")
+            await self._halt(f"{step.value}: {problem}", problem)
 
     # -- the steps -----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from bot.boot.machine.engine_files import EnginePaths
 from bot.boot.machine.probes import docker_answers, socket_answers
 from bot.boot.steps import Step
 from bot.boot.supervisor import Program
+from bot.boot.unlock import EXIT_OVERTAKEN
 from bot.config import MachineConfig
 from netstack.config import EnclaveConfig
 from netstack.control import Refused, call
@@ -17,6 +18,8 @@ from netstack.control import Refused, call
 NETWORK, CONTAINERD, DOCKERD, SERVER = "netstack", "containerd", "dockerd", "server"
 # The last checkpoint is made meanwhile.
 _SERVER_STOP_S = 60
+# Far more than they take; one that hangs is started again.
+_READY_S = 120
 
 
 def engine_paths(config: MachineConfig) -> EnginePaths:
@@ -34,13 +37,19 @@ def network(config: Path, inside: EnclaveConfig) -> Program:
         return isinstance(status, dict) and status.get("up") is True
 
     command = [sys.executable, "-m", "netstack", "enclave", "--config", str(config)]
-    return Program(NETWORK, command, ready=ready, listens_at=Path(str(inside.local.where)))
+    return Program(NETWORK, command, ready=ready, ready_s=_READY_S, outlives=True)
 
 
 def containerd(paths: EnginePaths, group: Path) -> Program:
     socket = paths.containerd_socket
     command = [*joining(group), *paths.containerd_command()]
-    return Program(CONTAINERD, command, ready=lambda: socket_answers(socket), listens_at=socket)
+    return Program(
+        CONTAINERD,
+        command,
+        ready=lambda: socket_answers(socket),
+        ready_s=_READY_S,
+        outlives=True,
+    )
 
 
 def dockerd(paths: EnginePaths, group: Path) -> Program:
@@ -50,7 +59,8 @@ def dockerd(paths: EnginePaths, group: Path) -> Program:
         command,
         after=(CONTAINERD,),
         ready=lambda: docker_answers(paths.socket),
-        listens_at=paths.socket,
+        ready_s=_READY_S,
+        outlives=True,
     )
 
 
@@ -73,5 +83,7 @@ def server(config_path: Path, config: MachineConfig) -> Program:
         after=(DOCKERD,) if config.boot.network is None else (DOCKERD, NETWORK),
         ready=ready,
         stop_s=_SERVER_STOP_S,
-        listens_at=Path(str(status.where)),
+        # However long it takes to be ready: escrow, and who must be asked there, may be away.
+        over_code=EXIT_OVERTAKEN,
+        outlives=True,
     )
