@@ -369,3 +369,20 @@ def test_a_blob_that_was_not_finished_leaves_nothing(tmp_path):
     assert ["a"] == Folder(tmp_path).names()
     assert 1 == len(list(tmp_path.iterdir())), "the next life clears it away"
     left._file.close()
+
+
+async def test_many_small_packs_are_packed_again_before_a_manifest_is_full(monkeypatch):
+    monkeypatch.setattr("bot.checkpoint.saver.MOST_SMALL_PACKS", 20)
+    blobs, most, seen_worn = MemoryBlobs(), 0, 0
+    saver = Saver(Sealer(KEY), blobs, 1, None)
+    chunks = [os.urandom(CHUNK_BYTES) for _ in range(60)]
+    for number in range(60):
+        # One chunk changes, as of a disk that is written to here and there.
+        chunks[number] = os.urandom(CHUNK_BYTES)
+        await saver.save([file("disk", *chunks)], [], b"", number)
+        most = max(most, len(saver.last.manifest.packs))
+        await saver.settle(saver.last.head)
+        seen_worn += not saver.is_kept("disk")
+    assert 15 < most <= 23
+    assert 2 <= seen_worn <= 6, "it must be read whole now and then, not each time"
+    assert b"".join(chunks) == (await read_back(blobs, saver.last.head))["disk"]
