@@ -32,6 +32,7 @@ async def instance_events(ctx: Context) -> tuple[list[VerifiedEvent], int]:
     held = await ctx.store.read(held_units)
     root = await current_root(ctx)
     now, presence, policy = ctx.clock.now(), ctx.presence, ctx.policy
+    own = sum(builtin.units for builtin in ctx.builtins)
     free = max(0, policy.capacity.total_units - held)
     facts = InstanceFacts(
         name=presence.name,
@@ -43,7 +44,8 @@ async def instance_events(ctx: Context) -> tuple[list[VerifiedEvent], int]:
         price_msat=policy.tariff.price_msat,
         interval_s=policy.tariff.interval_s,
         units_free=free,
-        units_total=policy.capacity.total_units,
+        # What is for sale: the instance's own containers have units beside it.
+        units_total=policy.capacity.total_units - own,
     )
     signatures = ctx.proof.signatures if ctx.proof is not None else Signatures()
     events = [

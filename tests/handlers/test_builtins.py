@@ -11,6 +11,7 @@ from handlers.alarms import Alarm
 from handlers.context import Builtin
 from handlers.domain.image import parse_image_ref
 from handlers.domain.lifecycle import State
+from handlers.duties.announce import instance_events
 from handlers.duties.builtins import keep_builtins
 from handlers.errors import Refusal
 from handlers.ports import CannotStart, ImageProblem
@@ -53,6 +54,9 @@ async def test_its_units_are_not_for_sale_and_no_other_loses_his(home):
     await home.turn()
     quoted = await home.call("quote", docker="example.com/app:1", units=10)
     assert 10 == quoted["units_free"]
+    events, _ = await instance_events(home.ctx)
+    told = {tag[0]: tag[1] for tag in events[0].tags if tag[0].startswith("units")}
+    assert {"units_total": "10", "units_free": "10"} == told
     await home.deployed(units=5)
     refused = await home.call("deploy", docker="example.com/app:1", units=6)
     assert "not enough free units" in refused.text
