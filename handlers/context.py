@@ -1,6 +1,6 @@
 """What every handler is given: who we are, our ports to the world, and the policy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from handlers.alarms import Alarms
@@ -84,6 +84,11 @@ class Builtin:
     image: ImageRef
     units: int
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def own_units(builtins: Iterable[Builtin]) -> int:
+    """What the instance's own containers have, beside what is for sale."""
+    return sum(builtin.units for builtin in builtins)
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,10 @@ def adopt(path: Path) -> Adopted | None:
         if boot != boot_id():
             return None
         pidfd = os.pidfd_open(int(pid))
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     except (OSError, ValueError) as error:
-        if not isinstance(error, ProcessLookupError):
-            log.warning("who was started before cannot be read", path=str(path), why=str(error))
+        log.warning("who was started before cannot be read", path=str(path), why=str(error))
         return None
     # Only now: what has this number and began then is what the descriptor means.
     if _began(int(pid)) == began:

@@ -19,6 +19,21 @@ MOST_HEADS = 256
 _MOST_BYTES = MOST_HEADS * 130
 
 
+class NoLine:
+    """Where no files outlive a process, or they are on a disk of our own and no checkpoint is ever put back."""
+
+    has_files = False
+
+    def contains(self, _: Head) -> bool:
+        return False
+
+    def note(self, _: Head) -> None:
+        pass
+
+    def settle(self, _: Head) -> None:
+        pass
+
+
 class Line:
     """``books``: without this file there are no files yet; it is the last one to come back from a checkpoint."""
 
@@ -32,7 +47,7 @@ class Line:
 
     def contains(self, head: Head) -> bool:
         """Whether that checkpoint was made from these files."""
-        return self.has_files and head.digest in self._digests
+        return head.digest in self._digests
 
     def note(self, head: Head) -> None:
         """One more was made from them; to be called before escrow is told. Raises `OSError`."""

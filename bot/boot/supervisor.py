@@ -16,13 +16,11 @@ import structlog
 import trio
 
 from bot.boot.adopt import Adopted, adopt, note
+from bot.boot.program_log import bound_log, last_words
 from bot.latch import Latch
 
 log = structlog.get_logger()
 PROBE_S = 0.05
-# A program's words are kept in memory where there is no disk: of more than this the older half goes.
-MOST_LOG_BYTES = 8 << 20
-LOOK_AT_LOG_S = 10.0
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.2, 2.0
 MOST_FIRST_TRIES = 4
 # Beside what each program may take to end.
@@ -191,13 +189,13 @@ class Supervisor:
 
     def _why_not(self, running: _Running) -> str:
         late = f"it is not ready after {running.program.ready_s} s; " if running.late else ""
-        return late + self._last_words(running.program)
+        return late + last_words(self._log_of(running.program))
 
     def _ended_for_good(self, running: _Running) -> bool:
         process, code = running.process, running.program.over_code
         if code is None or not isinstance(process, trio.Process) or process.returncode != code:
             return False
-        words = self._last_words(running.program).strip().splitlines()
+        words = last_words(self._log_of(running.program)).strip().splitlines()
         self._over = (running.program.name, words[-1] if words else f"exit code {code}")
         self._is_over.set()
         return True
@@ -214,7 +212,7 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._see_ready, running, process)
                 nursery.start_soon(self._end_when_told, running, process)
-                nursery.start_soon(self._bound_log, running.program)
+                nursery.start_soon(bound_log, self._log_of(running.program))
                 await process.wait()
                 ended = True
                 nursery.cancel_scope.cancel()
@@ -236,7 +234,7 @@ class Supervisor:
         return found
 
     async def _open(self, program: Program) -> trio.Process:
-        with (self._log_dir / f"{program.name}.log").open("ab") as output:
+        with self._log_of(program).open("ab") as output:
             process = await trio.lowlevel.open_process(
                 list(program.command),
                 stdin=subprocess.PIPE if program.holds_stdin else subprocess.DEVNULL,
@@ -247,6 +245,9 @@ class Supervisor:
         if program.outlives:
             note(self._noted_at(program), process.pid)
         return process
+
+    def _log_of(self, program: Program) -> Path:
+        return self._log_dir / f"{program.name}.log"
 
     def _noted_at(self, program: Program) -> Path:
         return self._log_dir / f"{program.name}.pid"
@@ -281,39 +282,6 @@ class Supervisor:
         with trio.move_on_after(running.program.stop_s):
             await process.wait()
         _signal_group(process, signal.SIGKILL)
-
-    async def _bound_log(self, program: Program) -> None:
-        path = self._log_dir / f"{program.name}.log"
-        told = False
-        while True:
-            try:
-                await trio.to_thread.run_sync(keep_newest, path, MOST_LOG_BYTES)
-            except OSError as error:
-                # Its words are lost, not the program.
-                if not told:
-                    log.warning("a log cannot be bounded", path=str(path), reason=str(error))
-                told = True
-            await trio.sleep(LOOK_AT_LOG_S)
-
-    def _last_words(self, program: Program) -> str:
-        try:
-            text = (self._log_dir / f"{program.name}.log").read_text(errors="replace")
-        except OSError as error:
-            return f"its log cannot be read: {error}"
-        return text[-1_500:]
-
-
-def keep_newest(path: Path, most_bytes: int) -> None:
-    """Shorten a file of lines that others append to; what they write at this very moment may be lost."""
-    with path.open("r+b") as file:
-        if (size := file.seek(0, os.SEEK_END)) <= most_bytes:
-            return
-        file.seek(size - most_bytes // 2)
-        file.readline()
-        newest = file.read()
-        file.truncate(0)
-    with path.open("ab") as file:
-        file.write(newest)
 
 
 def _signal_group(process: trio.Process | Adopted, number: int) -> None:

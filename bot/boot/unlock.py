@@ -12,12 +12,12 @@ between any two of them loses nothing:
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
 
-from bot.boot.line import Line
+from bot.boot.line import Line, NoLine
 from bot.boot.secret import Holders, Secret, decode_secret, encode_secret
 from bot.checkpoint.blobs import Blobs, BlobsFailed, is_manifest_name
 from bot.checkpoint.manifest import Manifest
@@ -74,7 +74,7 @@ class Unlocked:
     sealer: Sealer
     saver: Saver
     blobs: Blobs
-    line: Line | None = None
+    line: Line | NoLine = field(default_factory=NoLine)
 
     @property
     def identity(self) -> SecretKey:
@@ -116,7 +116,7 @@ class Unlocker:
     forget_state: bool = False
     tell: Callable[[str], Awaitable[None]] = _nobody
     find_head: Callable[[str], Awaitable[Head | None]] = _no_head
-    line: Line | None = None
+    line: Line | NoLine = field(default_factory=NoLine)
 
     async def unlock(self) -> Unlocked:
         """Raises `Halted`; `Overtaken` when it must not even be tried again."""
@@ -195,7 +195,7 @@ class Unlocker:
     async def _restore(self, decision: Restore, seen: _Seen, heard: int) -> Unlocked:
         sealer = Sealer(decision.key)
         manifest, head = seen.manifests[decision.key]
-        if self.line is not None and self.line.has_files and not self.line.contains(head):
+        if self.line.has_files and not self.line.contains(head):
             # Before anybody hears of us: whoever went on from this state is not to be disturbed.
             raise Overtaken(STALE)
         try:
@@ -209,7 +209,7 @@ class Unlocker:
         return await self._go_on(decision.key, secret, sealer, saver, secret.holders, base=head)
 
     async def _create(self, seen: _Seen, heard: int, *, forgetting: bool) -> Unlocked:
-        if self.line is not None and self.line.has_files:
+        if self.line.has_files:
             raise Halted(
                 "there is no backup of the files that are here already: move them away to begin anew"
             )
@@ -253,11 +253,9 @@ class Unlocker:
         )
         if base is not None:
             await self._heed_relays(secret.identity.pubkey, base)
-        if self.line is not None:
-            self.line.note(saved.state.head)
+        self.line.note(saved.state.head)
         await self._make_safe(keeper, is_fresh=base is None)
-        if self.line is not None:
-            self.line.settle(saved.state.head)
+        self.line.settle(saved.state.head)
         return Unlocked(secret, keeper, sealer, saver, self.blobs, self.line)
 
     async def _heed_relays(self, pubkey: str, base: Head) -> None:

@@ -16,7 +16,7 @@ from bot.adapters.relay_events import RelayEvents
 from bot.boot.anchors import load_anchor
 from bot.boot.heads import heads_of, newest_head
 from bot.boot.identity import load_key
-from bot.boot.line import Line
+from bot.boot.line import Line, NoLine
 from bot.boot.put_back import Folders
 from bot.boot.standing import (
     NotProduction,
@@ -242,7 +242,7 @@ async def _unlock(
         forget_state,
         tell,
         find_head,
-        Line(folders_of(config).books) if config.parent.address else None,
+        Line(folders_of(config).books) if config.parent.address else NoLine(),
     ).unlock()
 
 

@@ -47,7 +47,7 @@ from bot.server.outlet import Outlet
 from bot.server.parts import App, TrioNudges
 from bot.server.status import Status, run_status
 from handlers.alarms import Alarm, Alarms
-from handlers.context import Builtin, Context, OnThisDisk, Policy, Presence
+from handlers.context import Builtin, Context, OnThisDisk, Policy, Presence, own_units
 from handlers.domain.lifecycle import State
 from handlers.duties.builtins import keep_builtins
 from nips.event import VerifiedEvent
@@ -231,9 +231,8 @@ def _log_alarm(alarm: Alarm, reason: str | None) -> None:
 
 def _policy_beside(policy: Policy, builtins: Sequence[Builtin]) -> Policy:
     """What is for sale stays for sale: the instance's own containers have units beside it."""
-    own = sum(builtin.units for builtin in builtins)
-    capacity = policy.capacity
-    return replace(policy, capacity=replace(capacity, total_units=capacity.total_units + own))
+    units = policy.capacity.total_units + own_units(builtins)
+    return replace(policy, capacity=replace(policy.capacity, total_units=units))
 
 
 def _network(config: Config) -> EnclaveNetwork | None:

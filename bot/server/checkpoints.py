@@ -38,7 +38,7 @@ LAST_S = 30.0
 # While escrow takes none, so many are made; then the last one is offered until it does. Each may be the one that some
 # service holds, so none of them can be deleted before.
 MOST_UNANCHORED = 16
-# What follows an anchor holds nobody up.
+# So long, at most, we wait for the parent when nothing depends on his answer.
 SETTLE_S = 20.0
 TELL_S = 5.0
 
@@ -184,17 +184,14 @@ class Checkpointer:
         return True
 
     async def _anchor(self, head: Head) -> bool:
-        line = self._unlocked.line
-        if line is not None:
-            line.note(head)
+        self._unlocked.line.note(head)
         refreshed = await self._unlocked.keeper.anchor(head)
         await self._not_overtaken(refreshed.ahead)
         if not refreshed.is_safe:
             log.warning("checkpoint is not anchored", number=head.number, failed=refreshed.failed)
             return False
         self.anchored = head
-        if line is not None:
-            line.settle(head)
+        self._unlocked.line.settle(head)
         return True
 
     async def _settle(self) -> None:

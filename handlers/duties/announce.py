@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from handlers.commands.info import endpoints
-from handlers.context import Context, Facts
+from handlers.context import Context, Facts, own_units
 from handlers.domain.ledger import container_account
 from handlers.domain.lifecycle import State, wire_state
 from handlers.domain.pricing import sat_floor
@@ -32,7 +32,6 @@ async def instance_events(ctx: Context) -> tuple[list[VerifiedEvent], int]:
     held = await ctx.store.read(held_units)
     root = await current_root(ctx)
     now, presence, policy = ctx.clock.now(), ctx.presence, ctx.policy
-    own = sum(builtin.units for builtin in ctx.builtins)
     free = max(0, policy.capacity.total_units - held)
     facts = InstanceFacts(
         name=presence.name,
@@ -44,8 +43,7 @@ async def instance_events(ctx: Context) -> tuple[list[VerifiedEvent], int]:
         price_msat=policy.tariff.price_msat,
         interval_s=policy.tariff.interval_s,
         units_free=free,
-        # What is for sale: the instance's own containers have units beside it.
-        units_total=policy.capacity.total_units - own,
+        units_total=policy.capacity.total_units - own_units(ctx.builtins),
     )
     signatures = ctx.proof.signatures if ctx.proof is not None else Signatures()
     events = [

@@ -18,9 +18,10 @@ from bot.boot.machine.clock_guard import Reading, why_wrong
 from bot.boot.machine.engine_files import EnginePaths, EngineSettings
 from bot.boot.machine.memory import Share, containers_bytes, disks_bytes, why_not_enough
 from bot.boot.machine.mounts import have_bytes, mount_missing, shares_of, tmpfs_of
+from bot.boot.program_log import keep_newest
 from bot.boot.steps import OF_BOOT, OF_SERVER, Step, Steps
-from bot.boot.supervisor import Program, Supervisor, keep_newest
-from bot.boot.unlock import Halted
+from bot.boot.supervisor import Program, Supervisor
+from bot.boot.unlock import EXIT_OVERTAKEN, Halted
 from bot.clock import boot_id
 from bot.config import BootConfig, ConfigError, load_machine
 from bot.parent.conversation import Conversation
@@ -168,15 +169,14 @@ time.sleep(60)
 """
 
 
-def outliving(tmp_path, script=ENDS_SLOWLY, **options):
+def outliving(tmp_path):
     """Ready when it says so in its log, which is long after it was started."""
-    command = [sys.executable, "-c", script, str(tmp_path / "end")]
+    command = [sys.executable, "-c", ENDS_SLOWLY, str(tmp_path / "end")]
 
     async def ready():
         return "up" in (tmp_path / "it.log").read_text()
 
-    options = {"ready": ready, "ready_s": 20, "stop_s": 10} | options
-    return Program("it", command, outlives=True, **options)
+    return Program("it", command, ready=ready, ready_s=20, stop_s=10, outlives=True)
 
 
 @contextmanager
@@ -234,6 +234,12 @@ def test_who_was_noted_is_found_and_not_in_another_boot(tmp_path):
     found.close()
     path.write_text(path.read_text().replace(boot_id(), "another"))
     assert None is adopt(path)
+
+
+def test_the_script_knows_the_code_of_one_that_must_not_be_started_again():
+    script = (REPO / "enclave.sh").read_text()
+    assert f'if [ "$status" -eq {EXIT_OVERTAKEN} ]' in script
+    assert f"exit {EXIT_OVERTAKEN}\n" in script
 
 
 def test_of_a_long_log_the_newer_half_stays_in_whole_lines(tmp_path):

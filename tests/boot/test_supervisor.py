@@ -8,6 +8,7 @@ import pytest
 import structlog
 import trio
 
+import bot.boot.program_log
 import bot.boot.supervisor
 from bot.boot.supervisor import Program, ProgramFailed, ProgramOver, Supervisor
 
@@ -197,8 +198,8 @@ async def test_a_log_that_cannot_be_bounded_takes_nobody_down(
     def fails(*_):
         raise OSError("no")
 
-    monkeypatch.setattr(bot.boot.supervisor, "keep_newest", fails)
-    monkeypatch.setattr(bot.boot.supervisor, "LOOK_AT_LOG_S", 0.01)
+    monkeypatch.setattr(bot.boot.program_log, "keep_newest", fails)
+    monkeypatch.setattr(bot.boot.program_log, "LOOK_AT_LOG_S", 0.01)
     with structlog.testing.capture_logs() as lines:
         await supervisor.start(nursery, Program("it", SLEEPS))
         await trio.sleep(0.2)

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from bot.adapters.disks.disks import LAYER
-from bot.boot.line import MOST_HEADS, Line
+from bot.boot.line import MOST_HEADS, Line, NoLine
 from bot.boot.put_back import Folders, put_back
 from bot.boot.secret import encode_secret
 from bot.boot.unlock import Halted, Overtaken, Unlocker
@@ -34,7 +34,7 @@ async def place(escrow, tmp_path):
     async def boot(on=None, keeper=blobs):
         """``on``: a folder whose files go on."""
         unlocker = Unlocker(code.client, escrow.find_services, keeper, 3, 60, False)
-        line = Line(on / BOOKS) if on else None
+        line = Line(on / BOOKS) if on else NoLine()
         return await replace(unlocker, line=line).unlock()
 
     for name in (BOOKS, *OTHERS):

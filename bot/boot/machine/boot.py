@@ -6,6 +6,7 @@ mounted stays. So whoever kills this process, or any other, only makes it walk t
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -105,14 +106,18 @@ class Boot:
     async def _walk(self, nursery: trio.Nursery) -> None:
         for step, do in self._todo:
             self.steps.reach(step)
-            try:
-                await do(nursery)
-            except _PROBLEMS as problem:
-                await self._halt(f"{step.value}: {problem}", problem)
+            await self._or_halt(step, partial(do, nursery))
         self.steps.finish()
         log.info("up")
 
-    async def _halt(self, reason: str, problem: Exception) -> NoReturn:
+    async def _or_halt(self, step: Step, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except _PROBLEMS as problem:
+            await self._halt(step, problem)
+
+    async def _halt(self, step: Step, problem: Exception) -> NoReturn:
+        reason = f"{step.value}: {problem}"
         self.steps.halt(reason)
         log.error("halted", reason=reason)
         if self._parent is not None:
@@ -126,12 +131,6 @@ class Boot:
             if self._guard is not None:
                 nursery.start_soon(self._or_halt, Step.CLOCK, self._guard.run)
             nursery.start_soon(self._or_halt, Step.SERVER, self._supervisor.watch)
-
-    async def _or_halt(self, step: Step, watch: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await watch()
-        except _PROBLEMS as problem:
-            await self._halt(f"{step.value}: {problem}", problem)
 
     # -- the steps -----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import trio
 from bot.boot.machine.memory import Share, containers_bytes, disks_bytes
 from bot.builtins import load_builtins
 from bot.config import MachineConfig, images_folder
+from handlers.context import own_units
 
 log = structlog.get_logger()
 _LIMITS = ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max")
@@ -28,7 +29,7 @@ class Tmpfs:
 def units_of(config: MachineConfig) -> int:
     """What is for sale, and what the instance itself has beside it. Raises `ConfigError`."""
     own = load_builtins(config.server.builtins)
-    return config.policy.capacity.total_units + sum(builtin.units for builtin in own)
+    return config.policy.capacity.total_units + own_units(own)
 
 
 def tmpfs_of(config: MachineConfig) -> tuple[Tmpfs, ...]:
