@@ -4,24 +4,25 @@ Three rules, whatever happens between any two lines:
 
 - A service is asked before it is given anything, and a value that was not written with our key is never
   replaced: it may be the only one that opens somebody's state, ours from another life included.
-- A head gives way only to one that was made from it: what another one of us wrote after we looked is ahead of us, whatever
-  its number, until we have looked at it.
+- What stands under the fence of a later life of ours is never replaced, and tells us that we were overtaken (see `fence`).
 - A value of ours gives way to a different one only while the others yield the key without it, and would
   still do so, together with the new one, if one of them were lost as well.
 
-What a service took is read back: it counts when it is there.
+What a service took is read back: it counts when it is there, and as a vote only if it stood under our fence before. One that
+was empty may have forgotten a promise to another life when it was restarted; it is filled, and votes the next time.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import trio
 
 from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Service
+from keycrux_client.fence import Holders, Voters
 from keycrux_client.protocol import LIFE_S, GetReply, Got
 from keycrux_client.recovery import stored_in
-from keycrux_client.shares import DiskKey, Head, Split, Stored, encode, gather, to_store
+from keycrux_client.shares import DiskKey, Fence, Head, Split, Stored, encode, gather, to_store
 
 EVERY_S = 600
 # Until the key is safe somewhere, try sooner.
@@ -32,8 +33,8 @@ _NOTHING = Head(0, 0, "")
 @dataclass(frozen=True)
 class Refreshed:
     """``conflicts``: services that hold something that is not ours, or is ahead of us, and were left alone;
-    ``ahead`` names those of them that hold what another one of us wrote, with our key.
-    ``members``: how many different parts are kept; ``needed``: how many yield the key. ``is_outdated``: those
+    ``ahead`` names those of them that hold what a later one of us wrote, with our key: then nothing was stored anywhere.
+    ``members``: how many different parts voted for our head; ``needed``: how many must. ``is_outdated``: those
     that failed would yield it as well, with an older head than ours."""
 
     stored: tuple[str, ...]
@@ -53,8 +54,8 @@ class Refreshed:
 class Keeper:
     """Stores one key, with the head of our state, at all services that are believed.
 
-    ``base``: the head that ours was made from, and that alone, or an older one, may be replaced; None where ours is the
-    first with this key. ``holders``: who had which part before. ``forget``: the operator gave up whatever services hold for us.
+    ``voters``: whom the checkpoint that ours is made from names, and ``base`` its head; none where ours is the first with
+    this key. ``holders``: who had which part before. ``forget``: the operator gave up whatever services hold for us.
     """
 
     def __init__(
@@ -63,18 +64,19 @@ class Keeper:
         find_services: Callable[[], Awaitable[Discovered]],
         key: DiskKey,
         split: Split,
-        head: Head,
-        holders: Mapping[str, tuple[int, int]] | None = None,
+        fence: Fence,
+        holders: Holders | None = None,
         *,
-        base: Head | None = None,
+        voters: Voters | None = None,
+        base: Head = _NOTHING,
         forget: bool = False,
     ) -> None:
-        # What a service may hold of ours: the last head that a majority took, and what was offered to some since.
-        self._base, self._offered = base or _NOTHING, {head.digest}
         self._client, self._find_services = client, find_services
-        self._key, self._split, self._head, self._forget = key, split, head, forget
+        self._key, self._split, self._fence = key, split, fence
+        self._voters, self._base, self._forget = voters, base, forget
+        self._head, self._named = _NOTHING, Voters(split.threshold)
         # Who has which part, and when we last heard of that; one that is silent now may still have its.
-        self._indices: dict[str, tuple[int, int]] = dict(holders or {})
+        self._holders: dict[str, tuple[int, int]] = dict(holders or {})
         self._services: tuple[Service, ...] = ()
         # Two that store at once would take each other for somebody else.
         self._storing = trio.Lock()
@@ -85,10 +87,16 @@ class Keeper:
         return self._head
 
     @property
-    def holders(self) -> dict[str, tuple[int, int]]:
-        """Service → the part it has, and when it was last heard of: for the next life, which must not give a part to
-        a second one."""
-        return dict(self._indices)
+    def holders(self) -> Holders:
+        """For the next checkpoint, and so for the next life, which must not give a part to a second service."""
+        return dict(self._holders)
+
+    async def meet(self) -> None:
+        """Find services, and give each a part: it has a vote once a checkpoint that names it is anchored."""
+        self._services = (await self._find_services()).services
+        replies = await self._client.get_all(self._services)
+        held = {s: stored_in(reply) for s, reply in replies.items()}
+        self._assign([s for s in held if self._may_replace(replies[s], held[s])], held)
 
     async def refresh(self) -> Refreshed:
         """Once, to every service that is found and answers."""
@@ -96,22 +104,19 @@ class Keeper:
         return await self._store_at(self._services)
 
     async def find_ahead(self) -> tuple[str, ...]:
-        """Services that hold a head which another one of us wrote after ours, among those that were found last."""
+        """Services where a later one of us has taken its turn, among those that were found last."""
         replies = await self._client.get_all(self._services)
-        held = {service: stored_in(reply) for service, reply in replies.items()}
-        return tuple(
-            service.pubkey
-            for service, value in held.items()
-            if self._is_ours(value) and not self._may_replace(replies[service], value)
-        )
+        return tuple(s.pubkey for s, reply in replies.items() if self._is_ahead(stored_in(reply)))
 
-    async def anchor(self, head: Head) -> Refreshed:
+    def offer(self, head: Head, holders: Holders) -> None:
+        """From now on this head is stored; its checkpoint says who has which part."""
+        self._head, self._named = head, Voters(self._split.threshold, holders)
+
+    async def anchor(self, head: Head, holders: Holders) -> Refreshed:
         """Store a newer head, at the services that were found last: this must be quick. Without ``is_safe`` it is not
-        anchored; ``ahead`` names services that hold a head of another one of us."""
+        anchored; ``ahead`` names services where a later one of us has taken its turn."""
         async with self._storing:
-            if self._head.is_behind(head):
-                self._head = head
-                self._offered.add(head.digest)
+            self.offer(head, holders)
         return await (self._store_at(self._services) if self._services else self.refresh())
 
     async def _store_at(self, services: Sequence[Service]) -> Refreshed:
@@ -122,8 +127,9 @@ class Keeper:
         replies = await self._client.get_all(services)
         held = {s: stored_in(reply) for s, reply in replies.items()}
         answering = [s for s in services if replies[s].got is not Got.SILENT]
+        ahead = [s for s in answering if self._is_ahead(held[s])]
         foreign = [s for s in answering if not self._may_replace(replies[s], held[s])]
-        wanted = self._wanted([s for s in answering if s not in foreign], held)
+        wanted = self._wanted([s for s in answering if s not in foreign and not ahead], held)
         before = dict(held)
         texts = {s: replies[s].data for s in answering}
         confirmed = await self._store(wanted, held, texts)
@@ -132,55 +138,82 @@ class Keeper:
             self._forget = False
         failed = [s for s in wanted if s not in confirmed]
         old = [value for s in failed if (value := before[s]) is not None]
+        members, needed = self._votes({s.pubkey for s in confirmed if self._may_vote(before[s])})
         done = Refreshed(
             stored=tuple(s.pubkey for s in confirmed),
             failed=tuple(s.pubkey for s in failed),
             conflicts=tuple(s.pubkey for s in foreign),
-            ahead=tuple(s.pubkey for s in foreign if self._is_ours(held[s])),
-            members=len({wanted[s].index for s in confirmed}),
-            needed=self._split.threshold,
+            ahead=tuple(s.pubkey for s in ahead),
+            members=members,
+            needed=needed,
             is_outdated=any(value.head != self._head for value in old) and self._yields_key(old),
         )
-        if done.is_safe and not done.ahead:
-            self._base, self._offered = self._head, {self._head.digest}
+        if done.is_safe:
+            self._base, self._voters = self._head, self._named
         return done
+
+    def _may_vote(self, value: Stored | None) -> bool:
+        return self._voters is None or (value is not None and value.fence == self._fence)
+
+    def _votes(self, pubkeys: Set[str]) -> tuple[int, int]:
+        """How many parts voted, and how many must: of those who decided before, and of those whom this head names."""
+        both = (self._voters or self._named, self._named)
+        most = max(both, key=lambda voters: voters.lack(pubkeys))
+        return most.count(pubkeys), most.threshold
 
     def _may_replace(self, reply: GetReply, value: Stored | None) -> bool:
         if reply.got is Got.NONE or self._forget:
             return True
-        if value is None or not self._is_ours(value):
+        if value is None or not value.is_authentic(self._key) or self._is_ahead(value):
             return False
-        # Else written with our key, and after what ours was made from: another one of us is running.
-        return value.head.digest in self._offered or not self._base.is_behind(value.head)
+        return value.fence == self._fence or value.fence.epoch < self._fence.epoch
 
-    def _is_ours(self, value: Stored | None) -> bool:
-        return value is not None and value.is_authentic(self._key)
+    def _is_ahead(self, value: Stored | None) -> bool:
+        """Whether a later one of us has its turn there; or an earlier one went on after we looked, at a service that forgot
+        our fence."""
+        if value is None or value.fence == self._fence or not value.is_authentic(self._key):
+            return False
+        return value.fence.epoch > self._fence.epoch or self._base.is_behind(value.head)
 
     def _wanted(
         self, services: Sequence[Service], held: Mapping[Service, Stored | None]
     ) -> dict[Service, Stored]:
+        parts = self._assign(services, held)
+        return {
+            service: to_store(self._key, self._split, index, self._head, self._fence)
+            for service, index in parts.items()
+        }
+
+    def _assign(
+        self, services: Sequence[Service], held: Mapping[Service, Stored | None]
+    ) -> dict[Service, int]:
         """Which part each service is to keep: its own, or one that nobody else has."""
         now = self._client.clock.now()
-        self._indices = {p: at for p, at in self._indices.items() if now - at[1] < LIFE_S}
+        self._holders = {p: at for p, at in self._holders.items() if now - at[1] < LIFE_S}
+        parts: dict[Service, int] = {}
         # Those that hold a part keep it; only then are the others given what is left.
-        wanted: dict[Service, Stored] = {}
-        for service in sorted(services, key=lambda s: held[s] is None):
-            index = self._index(service, held[service])
-            if index is not None:
-                self._indices[service.pubkey] = (index, now)
-                wanted[service] = to_store(self._key, self._split, index, self._head)
-        return wanted
+        for choose in (self._kept_part, self._free_part):
+            for service in (s for s in services if s not in parts):
+                index = choose(service, held[service])
+                if index is not None:
+                    self._holders[service.pubkey] = (index, now)
+                    parts[service] = index
+        return parts
 
-    def _index(self, service: Service, value: Stored | None) -> int | None:
-        if self._split.threshold == 1:
-            return 0
-        taken = {index for p, (index, _) in self._indices.items() if p != service.pubkey}
-        kept, _ = self._indices.get(service.pubkey, (None, 0))
+    def _kept_part(self, service: Service, value: Stored | None) -> int | None:
+        kept, _ = self._holders.get(service.pubkey, (None, 0))
         if kept is None and value is not None and value.set_id == self._split.set_id:
             kept = value.index
-        if kept is not None and kept not in taken:
-            return kept
+        return kept if kept not in self._taken(service) else None
+
+    def _free_part(self, service: Service, _: Stored | None) -> int | None:
+        taken = self._taken(service)
         return next((index for index in range(len(self._split.parts)) if index not in taken), None)
+
+    def _taken(self, service: Service) -> set[int]:
+        """Parts of others; a whole copy is for everybody."""
+        others = {index for p, (index, _) in self._holders.items() if p != service.pubkey}
+        return others if self._split.threshold > 1 else set()
 
     async def _store(
         self,

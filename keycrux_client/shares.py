@@ -4,8 +4,9 @@ With three services or more the key is split (SLIP-39, a majority must come toge
 learns anything of it; with one or two, each gets a whole copy. A key is split once: the shares are sealed with
 our backup and handed out again and again, so that what services hold always fits together.
 
-Beside the secret stands the head of our state, its number and hash. It is no secret, but it is authenticated
-with the key: a service, or whoever puts a value there, cannot make us believe in a state that never was.
+Beside the secret stand the head of our state, its number and hash, and which of our lives may write there. Neither is
+a secret, but both are authenticated with the key: a service, or whoever puts a value there, cannot make us believe in a
+state that never was.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from shamir_mnemonic.share import Share
 
 from nips.errors import BadInput
 
-VERSION = 2
+VERSION = 3
 KEY_BYTES = 32
 # SLIP-39 has at most 16 members in a group; an odd number of them, so that any two majorities have one in common.
 MEMBERS = 15
@@ -48,6 +49,20 @@ class Head:
     def is_behind(self, other: "Head") -> bool:
         """Whether the other one was written later."""
         return (self.epoch, self.number) < (other.epoch, other.number)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Whose turn it is at a service: a life of a lower epoch writes there no more. ``writer``: some hex that only this life
+    uses, for two that boot at once may take the same epoch."""
+
+    epoch: int
+    writer: str
+
+    @classmethod
+    def above(cls, epochs: Iterable[int]) -> "Fence":
+        """For a new life."""
+        return cls(max(epochs, default=0) + 1, secrets.token_hex(8))
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,7 @@ class Split:
 class Stored:
     """A value as one service keeps it. ``mac`` ties all of it to the key."""
 
+    fence: Fence
     head: Head
     threshold: int
     set_id: str
@@ -120,15 +136,21 @@ def make_split(key: DiskKey, services: int) -> Split:
     return Split(set_id, threshold, tuple(parts))
 
 
-def to_store(key: DiskKey, split: Split, index: int, head: Head) -> Stored:
+def to_store(key: DiskKey, split: Split, index: int, head: Head, fence: Fence) -> Stored:
     """The value for the member with that index (0 for whole copies)."""
-    value = Stored(head, split.threshold, split.set_id, index, split.parts[index])
+    value = Stored(fence, head, split.threshold, split.set_id, index, split.parts[index])
+    return replace(value, mac=_mac(key, value))
+
+
+def fenced(key: DiskKey, value: Stored, fence: Fence) -> Stored:
+    """The same head and secret, for another life to go on from."""
+    value = replace(value, fence=fence)
     return replace(value, mac=_mac(key, value))
 
 
 def _mac(key: DiskKey, value: Stored) -> str:
     written = orjson.dumps(
-        [VERSION, value.head.epoch, value.head.number, value.head.digest, value.threshold, value.set_id,
+        [VERSION, value.fence.epoch, value.fence.writer, value.head.epoch, value.head.number, value.head.digest, value.threshold, value.set_id,
          value.index, value.secret]
     )  # fmt: skip
     return hmac.new(key.secret, b"enclaved escrow value" + written, hashlib.sha256).hexdigest()
@@ -139,6 +161,8 @@ def encode(value: Stored) -> str:
     return orjson.dumps(
         {
             "v": VERSION,
+            "fence": value.fence.epoch,
+            "by": value.fence.writer,
             "e": value.head.epoch,
             "n": value.head.number,
             "hash": value.head.digest,
@@ -159,17 +183,19 @@ def decode_untrusted(text: str) -> Stored:
         raise BadStored("a stored value is not JSON") from None
     match value:
         case {
-            "v": 2, "e": int(e), "n": int(n), "hash": str(digest), "k": int(k), "set": str(set_id), "i": int(index),
+            "v": 3, "fence": int(fence), "by": str(writer), "e": int(e), "n": int(n), "hash": str(digest), "k": int(k), "set": str(set_id), "i": int(index),
             "secret": str(secret), "mac": str(mac),
         }:  # fmt: skip
             pass
         case _:
             raise BadStored("a stored value has another shape or version")
-    if not all(type(each) is int and 0 <= each < 2**53 for each in (e, n)) or len(digest) > 128:
-        raise BadStored("a stored value has no epoch, number or hash")
+    if not all(type(each) is int and 0 <= each < 2**53 for each in (fence, e, n)):
+        raise BadStored("a stored value has no fence, epoch or number")
+    if len(digest) > 128 or len(writer) > 32:
+        raise BadStored("a stored value has no hash or writer")
     if not 1 <= k <= MEMBERS or not 0 <= index < MEMBERS or not 0 < len(set_id) <= 64:
         raise BadStored("a stored value has no threshold, set or index")
-    return Stored(Head(e, n, digest), k, set_id, index, secret, mac)
+    return Stored(Fence(fence, writer), Head(e, n, digest), k, set_id, index, secret, mac)
 
 
 def gather(stored: Sequence[Stored]) -> list[Gathered]:

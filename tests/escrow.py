@@ -10,7 +10,7 @@ from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Trust, discover
 from keycrux_client.protocol import Credentials, EscrowPolicy
 from keycrux_client.refresh import Keeper
-from keycrux_client.shares import Head, encode, make_split, to_store
+from keycrux_client.shares import Fence, Head, encode, make_split, to_store
 from nips import kinds
 from nips.event import sign_event
 from nips.keys import SecretKey
@@ -128,11 +128,20 @@ class Code:
             world.lane, self.attester, world.clock, Credentials(repo, releases), policy
         )
 
-    def keeper(self, key, head, split=None, **options):
+    async def keeper(self, key, head, split=None, fence=None, **options):
+        """One that has met the services, of a life that wrote this head."""
         split = split or make_split(key, len(self.world.books))
-        # Made from whatever was there before, unless the test says otherwise.
-        options.setdefault("base", Head(head.epoch, head.number - 1, ""))
-        return Keeper(self.client, self.world.find_services, key, split, head, **options)
+        fence = fence or Fence(head.epoch, "aa")
+        # Made from whatever earlier lives left, unless the test says otherwise.
+        options.setdefault("base", Head(fence.epoch - 1, 2**53, ""))
+        keeper = Keeper(self.client, self.world.find_services, key, split, fence, **options)
+        await keeper.meet()
+        keeper.offer(head, keeper.holders)
+        return keeper
+
+    async def store(self, *args, **options):
+        """Once, and what came of it."""
+        return await (await self.keeper(*args, **options)).refresh()
 
     async def get_all(self):
         found = await self.world.find_services()
@@ -143,4 +152,7 @@ def texts(key, head, services, split=None):
     """What so many services keep of one key."""
     split = split or make_split(key, services)
     shared = split.threshold > 1
-    return [encode(to_store(key, split, n if shared else 0, head)) for n in range(services)]
+    return [
+        encode(to_store(key, split, n if shared else 0, head, Fence(head.epoch, "aa")))
+        for n in range(services)
+    ]

@@ -1,10 +1,12 @@
 """Programs that run already, though we did not start them: an earlier ``enclaved boot`` did, and died.
 
-Whoever starts a program notes its number beside its log, with the moment when the kernel says that it began: a number that
-was given to another process meanwhile does not match. Where it listens, or whether it listens yet, says nothing.
+A program notes its own number beside its log before it begins, with the moment when the kernel says that it was started: a
+number that was given to another process meanwhile does not match. Where it listens, or whether it listens yet, says
+nothing. Nobody else must live until it is noted, and one that cannot note itself does not begin.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +14,24 @@ import structlog
 import trio
 
 from bot.clock import boot_id
-from bot.files import read_bounded, write_whole
+from bot.files import read_bounded
 
 log = structlog.get_logger()
 _MOST_BYTES = 200
 # proc(5): fields of /proc/pid/stat after the name, which is in parentheses and may hold anything.
 _STATE, _STARTTIME = 0, 19
+_NOTE = f"""set -eu
+note() {{
+    shift {_STARTTIME}
+    printf '%s %s %s' "$$" "$1" "$boot" >"$path.new"
+}}
+path=$0
+read -r boot </proc/sys/kernel/random/boot_id
+read -r stat <"/proc/$$/stat"
+note ${{stat##*) }}
+mv -f -- "$path.new" "$path"
+exec "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -39,10 +53,9 @@ class Adopted:
         os.close(self._pidfd)
 
 
-def note(path: Path, pid: int) -> None:
-    """It was just started by us. Raises `OSError`."""
-    if (began := _began(pid)) is not None:
-        write_whole(path, f"{pid} {began} {boot_id()}".encode())
+def noting(path: Path, command: Sequence[str]) -> list[str]:
+    """The command, by a shell that notes itself there and then becomes it."""
+    return ["/bin/sh", "-c", _NOTE, str(path), *command]
 
 
 def adopt(path: Path) -> Adopted | None:

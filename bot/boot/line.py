@@ -1,22 +1,26 @@
-"""Which checkpoints the files of this machine contain: whether they may go on from the one that escrow names.
+"""Whose files lie on this machine: whether they may go on from the checkpoint that escrow names.
 
 A process may die, and the machine with its files live on: then these are newer than any checkpoint, and are kept. But
 meanwhile another one of us may have gone on from the same checkpoint elsewhere, and then these are a branch that
-ended: what they say was paid may have been spent there. So the heads that were made from these files stand beside them,
-each before anybody else hears of it.
+ended: what they say was paid may have been spent there. So files have a name, their line, and each checkpoint says from
+which line it was made.
 """
 
+import secrets
 from pathlib import Path
 
-import structlog
-
 from bot.files import read_bounded, write_whole
-from keycrux_client.shares import Head
 
-log = structlog.get_logger()
-# Heads that were offered to escrow since the last one that it took; of more, the oldest would not be found again.
-MOST_HEADS = 256
-_MOST_BYTES = MOST_HEADS * 130
+_BYTES = 8
+
+
+def new_line() -> str:
+    """For files that begin now."""
+    return secrets.token_hex(_BYTES)
+
+
+class UnknownLine(Exception):
+    """There are files, and nothing that says whose."""
 
 
 class NoLine:
@@ -24,13 +28,10 @@ class NoLine:
 
     has_files = False
 
-    def contains(self, _: Head) -> bool:
-        return False
+    def read(self) -> str | None:
+        return None
 
-    def note(self, _: Head) -> None:
-        pass
-
-    def settle(self, _: Head) -> None:
+    def begin(self, _: str) -> None:
         pass
 
 
@@ -39,35 +40,23 @@ class Line:
 
     def __init__(self, books: Path) -> None:
         self._books, self._path = books, books.with_name("line")
-        self._digests = self._read()
 
     @property
     def has_files(self) -> bool:
         return self._books.exists()
 
-    def contains(self, head: Head) -> bool:
-        """Whether that checkpoint was made from these files."""
-        return head.digest in self._digests
-
-    def note(self, head: Head) -> None:
-        """One more was made from them; to be called before escrow is told. Raises `OSError`."""
-        if head.digest not in self._digests:
-            self._write([*self._digests, head.digest][-MOST_HEADS:])
-
-    def settle(self, head: Head) -> None:
-        """Escrow knows this one as the newest: an older one is never asked for again. Raises `OSError`."""
-        if self._digests != [head.digest]:
-            self._write([head.digest])
-
-    def _write(self, digests: list[str]) -> None:
-        write_whole(self._path, "\n".join(digests).encode())
-        self._digests = digests
-
-    def _read(self) -> list[str]:
+    def read(self) -> str | None:
+        """The line that begins or goes on here; None where nothing does. Raises `UnknownLine`, `OSError`."""
         try:
-            return read_bounded(self._path, _MOST_BYTES).decode("ascii", "replace").split()
+            line = read_bounded(self._path, 2 * _BYTES).decode("ascii", "replace")
         except FileNotFoundError:
-            return []
-        except OSError as error:
-            log.warning("whose files these are cannot be read", reason=str(error))
-            return []
+            if self.has_files:
+                raise UnknownLine from None
+            return None
+        if len(line) != 2 * _BYTES:
+            raise UnknownLine
+        return line
+
+    def begin(self, line: str) -> None:
+        """Escrow's newest checkpoint is of this line: its files may come, and no other one's. Raises `OSError`."""
+        write_whole(self._path, line.encode())

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from bot.boot.adopt import Adopted, adopt, note
+from bot.boot.adopt import Adopted, adopt, noting
 from bot.boot.program_log import bound_log, last_words
 from bot.latch import Latch
 
@@ -25,6 +25,8 @@ BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.2, 2.0
 MOST_FIRST_TRIES = 4
 # Beside what each program may take to end.
 STOP_MORE_S = 10.0
+# One that ended is started again meanwhile, with whatever time it takes to be ready.
+UP_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Supervisor:
     async def start(self, nursery: trio.Nursery, program: Program) -> None:
         """Start, and return when it is ready. Raises `ProgramFailed`."""
         for other in program.after:
-            await self._running[other].up.wait()
+            await self._wait_for(self._running[other], program)
         if self._ending:
             raise ProgramFailed(f"{program.name} is not started: all are being stopped")
         # Known from the moment on at which somebody sees to its end, not before: who stops it waits for that.
@@ -107,6 +109,15 @@ class Supervisor:
         self._raise_if_over()
         if running.problem is not None:
             raise ProgramFailed(f"{program.name} does not start: {running.problem}")
+
+    async def _wait_for(self, other: _Running, program: Program) -> None:
+        """Raises `ProgramFailed` when the other one is down for good, or does not come up."""
+        with trio.move_on_after(UP_S):
+            async with trio.open_nursery() as nursery:
+                for event in (other.up, other.down):
+                    nursery.start_soon(_wait_and_cancel, event, nursery.cancel_scope)
+        if not other.up.is_open and not self._ending:
+            raise ProgramFailed(f"{program.name} is not started: {other.program.name} is not up")
 
     async def watch(self) -> None:
         """Raises `ProgramOver` once one has ended for good."""
@@ -206,7 +217,7 @@ class Supervisor:
             process = self._adopt(running.program) or await self._open(running.program)
         except OSError as error:
             return f"{error.strerror}: {error.filename}"
-        running.process = process
+        running.process, running.late = process, False
         ended = False
         try:
             async with trio.open_nursery() as nursery:
@@ -234,17 +245,17 @@ class Supervisor:
         return found
 
     async def _open(self, program: Program) -> trio.Process:
+        command = list(program.command)
+        if program.outlives:
+            command = noting(self._noted_at(program), command)
         with self._log_of(program).open("ab") as output:
-            process = await trio.lowlevel.open_process(
-                list(program.command),
+            return await trio.lowlevel.open_process(
+                command,
                 stdin=subprocess.PIPE if program.holds_stdin else subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
-        if program.outlives:
-            note(self._noted_at(program), process.pid)
-        return process
 
     def _log_of(self, program: Program) -> Path:
         return self._log_dir / f"{program.name}.log"
@@ -282,6 +293,11 @@ class Supervisor:
         with trio.move_on_after(running.program.stop_s):
             await process.wait()
         _signal_group(process, signal.SIGKILL)
+
+
+async def _wait_and_cancel(event: Latch | trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _signal_group(process: trio.Process | Adopted, number: int) -> None:

@@ -3,9 +3,9 @@
 Escrow names the newest state by its hash; the keeper is asked for exactly that. The order of writes, so that a crash
 between any two of them loses nothing:
 
-- restored: a checkpoint of a new epoch is put, then escrow takes it in place of the very one that it was made from, then
-  we go on. Whoever else runs on the same state finds at his next anchor that he was overtaken; and what he anchored
-  while a host held us up is not overtaken but looked at again;
+- restored: we take our turn at a majority of services (see `keycrux_client.fence`), then a checkpoint of a new epoch is put,
+  then escrow takes it, then we go on. Whoever else runs on the same state was overtaken with the first of these steps, and
+  what he anchored before it is what we restore;
 - fresh: a first checkpoint is put, escrow gets the key, the keeper is told that there is a backup, then we go on. A
   checkpoint without that word counts if escrow has its key; if not, nobody was served by it.
 """
@@ -17,19 +17,20 @@ from dataclasses import dataclass, field, replace
 import structlog
 import trio
 
-from bot.boot.line import Line, NoLine
-from bot.boot.secret import Holders, Secret, decode_secret, encode_secret
+from bot.boot.line import Line, NoLine, UnknownLine, new_line
+from bot.boot.secret import Secret, decode_secret, encode_secret
 from bot.checkpoint.blobs import Blobs, BlobsFailed, is_manifest_name
 from bot.checkpoint.manifest import Manifest
 from bot.checkpoint.restore import read_manifest, read_state
 from bot.checkpoint.saver import Saver
 from bot.checkpoint.seal import BadCheckpoint, Sealer
 from keycrux_client.client import EscrowClient
-from keycrux_client.discovery import Discovered
+from keycrux_client.discovery import Discovered, Service
+from keycrux_client.fence import Voters, put_fence
 from keycrux_client.protocol import GetReply
 from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, stored_in, sum_up
 from keycrux_client.refresh import Keeper, Refreshed
-from keycrux_client.shares import DiskKey, Head, Split, gather, make_split, threshold_for
+from keycrux_client.shares import DiskKey, Fence, Head, Split, gather, make_split, threshold_for
 from nips.keys import SecretKey
 
 log = structlog.get_logger()
@@ -46,6 +47,10 @@ OVERTAKEN = (
 STALE = (
     "the files of this machine belong to a life that was overtaken: another enclave went on from the same state, and what"
     " is here must not. Run only one; to start here all the same, start the enclave anew, without these files"
+)
+UNKNOWN = (
+    "there are files on this machine, and nothing says to which life they belong; to start here all the same, start the"
+    " enclave anew, without these files"
 )
 
 
@@ -74,7 +79,6 @@ class Unlocked:
     sealer: Sealer
     saver: Saver
     blobs: Blobs
-    line: Line | NoLine = field(default_factory=NoLine)
 
     @property
     def identity(self) -> SecretKey:
@@ -85,9 +89,15 @@ class Unlocked:
 class _Seen:
     """What one look at the keeper and escrow showed. ``manifests``: by the keys that open them."""
 
+    replies: dict[Service, GetReply]
     backup: Backup
     there: tuple[str, ...]
     manifests: dict[DiskKey, tuple[Manifest, Head]]
+
+    def fence(self) -> Fence:
+        """Above all that anybody took."""
+        values = filter(None, map(stored_in, self.replies.values()))
+        return Fence.above(value.fence.epoch for value in values)
 
     @property
     def was_begun(self) -> bool:
@@ -156,11 +166,11 @@ class Unlocker:
 
     async def _decide_once(self) -> tuple[Restore | CreateFresh | Halt, _Seen, int]:
         found = await self.find_services()
-        replies = [*(await self.client.get_all(found.services)).values()]
+        replies = await self.client.get_all(found.services)
         unheard = len(found.silent) + max(0, self.services - len(found.services))
         seen = await self._look(replies)
         opened = {key: head for key, (_, head) in seen.manifests.items()}
-        escrow = sum_up(replies, opened.get, unheard=unheard)
+        escrow = sum_up([*replies.values()], opened.get, unheard=unheard)
         # A first start that got as far as escrow: what it put is the backup.
         backup = Backup.PRESENT if seen.manifests else seen.backup
         decision = decide(backup, escrow, forget_state=self.forget_state)
@@ -169,11 +179,13 @@ class Unlocker:
             decision = replace(decision, reason=told + decision.reason)
         return decision, replace(seen, backup=backup), escrow.answered
 
-    async def _look(self, replies: list[GetReply]) -> _Seen:
+    async def _look(self, replies: dict[Service, GetReply]) -> _Seen:
         try:
             claimed = await self.blobs.get(BACKUP, MOST_BACKUP_BYTES) is not None
             there = tuple(await self.blobs.names())
-            values = [value for reply in replies if (value := stored_in(reply)) is not None]
+            values = [
+                value for reply in replies.values() if (value := stored_in(reply)) is not None
+            ]
             manifests = {
                 found.key: (manifest, found.newest)
                 for found in gather(values)
@@ -182,8 +194,8 @@ class Unlocker:
             }
         except BlobsFailed as error:
             log.warning("the keeper of our backup does not answer", reason=str(error))
-            return _Seen(Backup.UNKNOWN, (), {})
-        return _Seen(Backup.PRESENT if claimed else Backup.ABSENT, there, manifests)
+            return _Seen(replies, Backup.UNKNOWN, (), {})
+        return _Seen(replies, Backup.PRESENT if claimed else Backup.ABSENT, there, manifests)
 
     async def _manifest(self, key: DiskKey, head: Head) -> Manifest | None:
         try:
@@ -194,69 +206,89 @@ class Unlocker:
 
     async def _restore(self, decision: Restore, seen: _Seen, heard: int) -> Unlocked:
         sealer = Sealer(decision.key)
-        manifest, head = seen.manifests[decision.key]
-        if self.line.has_files and not self.line.contains(head):
-            # Before anybody hears of us: whoever went on from this state is not to be disturbed.
-            raise Overtaken(STALE)
+        manifest, base = seen.manifests[decision.key]
         try:
             secret = decode_secret(manifest.secret)
-            state = await read_state(sealer, self.blobs, manifest, head)
+        except BadCheckpoint as error:
+            raise Halted(f"the backup cannot be read: {error}") from error
+        line = self._line()
+        if line not in (None, secret.line):
+            # Before anybody hears of us: whoever went on from this state is not to be disturbed.
+            raise Overtaken(STALE)
+        await self._heed_relays(secret.identity.pubkey, base)
+        voters, fence = Voters(secret.split.threshold, secret.holders), seen.fence()
+        await self._take_turn(decision.key, seen, fence, voters)
+        try:
+            state = await read_state(sealer, self.blobs, manifest, base)
         except (BadCheckpoint, BlobsFailed) as error:
-            # One who still runs may have deleted it meanwhile; then escrow knows a newer one.
+            # One who still runs may have deleted it before he was overtaken; then escrow knows a newer one.
             raise _Again(f"the backup cannot be read: {error}") from error
-        secret = replace(secret, split=_split_for(secret.split, decision.key, heard))
-        saver = Saver(sealer, self.blobs, head.epoch + 1, state, seen.there)
-        return await self._go_on(decision.key, secret, sealer, saver, secret.holders, base=head)
+        split = _split_for(secret.split, decision.key, heard)
+        secret = replace(secret, split=split, line=line or new_line())
+        saver = Saver(sealer, self.blobs, fence.epoch, state, seen.there)
+        keeper = Keeper(
+            self.client, self.find_services, decision.key, split, fence, secret.holders, voters=voters, base=base
+        )  # fmt: skip
+        return await self._go_on(
+            Unlocked(secret, keeper, sealer, saver, self.blobs), is_fresh=False
+        )
+
+    async def _take_turn(self, key: DiskKey, seen: _Seen, fence: Fence, voters: Voters) -> None:
+        """Raises `_Again` where too few services still hold what was seen."""
+        took = await put_fence(self.client, key, seen.replies, fence)
+        if voters.lack(took):
+            raise _Again(
+                f"only {voters.count(took)} of {voters.threshold} escrow services needed let us go on: some do not"
+                " store, or another one of us is writing"
+            )
 
     async def _create(self, seen: _Seen, heard: int, *, forgetting: bool) -> Unlocked:
         if self.line.has_files:
             raise Halted(
                 "there is no backup of the files that are here already: move them away to begin anew"
             )
-        key = DiskKey.generate()
-        sealer = Sealer(key)
-        secret = Secret(SecretKey.generate(), make_split(key, heard))
-        saver = Saver(sealer, self.blobs, 1, None, seen.there)
-        unlocked = await self._go_on(key, secret, sealer, saver, {}, forget=forgetting)
+        key, fence = DiskKey.generate(), Fence.above([])
+        sealer, split = Sealer(key), make_split(key, heard)
+        secret = Secret(SecretKey.generate(), split, line=self._line() or new_line())
+        saver = Saver(sealer, self.blobs, fence.epoch, None, seen.there)
+        keeper = Keeper(
+            self.client, self.find_services, key, split, fence, forget=forgetting
+        )  # fmt: skip
+        unlocked = await self._go_on(
+            Unlocked(secret, keeper, sealer, saver, self.blobs), is_fresh=True
+        )
         try:
             await self.blobs.put(BACKUP, [b"1"])
         except BlobsFailed as error:
             raise Halted(f"the keeper of our backup does not take it: {error}") from error
         return unlocked
 
-    async def _go_on(
-        self,
-        key: DiskKey,
-        secret: Secret,
-        sealer: Sealer,
-        saver: Saver,
-        holders: Holders,
-        *,
-        base: Head | None = None,
-        forget: bool = False,
-    ) -> Unlocked:
+    def _line(self) -> str | None:
+        """Only what was really read proves that we were overtaken."""
+        try:
+            return self.line.read()
+        except UnknownLine:
+            raise Halted(UNKNOWN) from None
+        except OSError as error:
+            raise Halted(f"{UNKNOWN} ({error.strerror})") from error
+
+    async def _go_on(self, found: Unlocked, *, is_fresh: bool) -> Unlocked:
         """The first checkpoint of this epoch, put and anchored."""
+        saver, keeper = found.saver, found.keeper
         same = [entry.name for entry in saver.last.manifest.entries] if saver.last else []
+        await keeper.meet()
+        secret = replace(found.secret, holders=keeper.holders)
         try:
             saved = await saver.save([], same, encode_secret(secret), self.client.clock.now())
         except BlobsFailed as error:
             raise Halted(f"the keeper of our backup does not take it: {error}") from error
-        keeper = Keeper(
-            self.client,
-            self.find_services,
-            key,
-            secret.split,
-            saved.state.head,
-            holders,
-            base=base,
-            forget=forget,
-        )
-        if base is not None:
-            await self._heed_relays(secret.identity.pubkey, base)
-        self.line.note(saved.state.head)
-        await self._make_safe(keeper, is_fresh=base is None)
-        self.line.settle(saved.state.head)
-        return Unlocked(secret, keeper, sealer, saver, self.blobs, self.line)
+        keeper.offer(saved.state.head, secret.holders)
+        await self._make_safe(keeper, is_fresh=is_fresh)
+        try:
+            self.line.begin(secret.line)
+        except OSError as error:
+            raise Halted(f"whose files these are cannot be written: {error.strerror}") from error
+        return replace(found, secret=secret)
 
     async def _heed_relays(self, pubkey: str, base: Head) -> None:
         told = await self.find_head(pubkey)
@@ -276,7 +308,7 @@ class Unlocker:
                 done = await keeper.refresh()
                 if is_fresh and (done.ahead or done.conflicts):
                     raise Halted(f"a service holds another state of ours: {_why_unsafe(done)}")
-                if done.ahead:
+                if done.ahead or (done.conflicts and not done.is_safe):
                     raise _Again(f"another one of us wrote meanwhile: {_why_unsafe(done)}")
                 if done.is_safe:
                     log.info("escrow holds our key", services=list(done.stored))

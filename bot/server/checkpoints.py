@@ -89,6 +89,8 @@ class Checkpointer:
         self._wanted = self._tried = self._done = 0
         self._over = trio.Event()
         self._digests: dict[str, str] = {}
+        # Who has which part by the last checkpoint that was put.
+        self._holders = unlocked.secret.holders
         self._next_full_s = trio.current_time()
         self._disks: EngineDisks | None = None
         self.newest: Newest | None = None
@@ -184,14 +186,12 @@ class Checkpointer:
         return True
 
     async def _anchor(self, head: Head) -> bool:
-        self._unlocked.line.note(head)
-        refreshed = await self._unlocked.keeper.anchor(head)
+        refreshed = await self._unlocked.keeper.anchor(head, self._holders)
         await self._not_overtaken(refreshed.ahead)
         if not refreshed.is_safe:
             log.warning("checkpoint is not anchored", number=head.number, failed=refreshed.failed)
             return False
         self.anchored = head
-        self._unlocked.line.settle(head)
         return True
 
     async def _settle(self) -> None:
@@ -238,11 +238,13 @@ class Checkpointer:
 
     async def _put(self, snapshots: Iterable[Snapshot], same: Sequence[str]) -> int:
         digests: dict[str, str] = {}
-        secret = replace(self._unlocked.secret, holders=self._unlocked.keeper.holders)
+        holders = self._unlocked.keeper.holders
+        secret = replace(self._unlocked.secret, holders=holders)
         saved = await self._unlocked.saver.save(
             _digested(snapshots, digests), same, encode_secret(secret), self._clock.now()
         )
         self._digests |= digests
+        self._holders = holders
         return saved.put_bytes
 
     async def _changed(self, name: str) -> Snapshot | None:

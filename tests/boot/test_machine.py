@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from bot.boot.adopt import adopt, note
+from bot.boot.adopt import adopt, noting
 from bot.boot.machine.boot import Boot
 from bot.boot.machine.clock_guard import Reading, why_wrong
 from bot.boot.machine.engine_files import EnginePaths, EngineSettings
@@ -20,7 +21,7 @@ from bot.boot.machine.memory import Share, containers_bytes, disks_bytes, why_no
 from bot.boot.machine.mounts import have_bytes, mount_missing, shares_of, tmpfs_of
 from bot.boot.program_log import keep_newest
 from bot.boot.steps import OF_BOOT, OF_SERVER, Step, Steps
-from bot.boot.supervisor import Program, Supervisor
+from bot.boot.supervisor import Program, ProgramFailed, Supervisor
 from bot.boot.unlock import EXIT_OVERTAKEN, Halted
 from bot.clock import boot_id
 from bot.config import BootConfig, ConfigError, load_machine
@@ -183,10 +184,13 @@ def outliving(tmp_path):
 def left_behind(tmp_path, program):
     """As a supervisor leaves it that was killed right after it had started it."""
     with (tmp_path / "it.log").open("ab") as output:
-        process = subprocess.Popen(program.command, stdout=output, start_new_session=True)
-    note(tmp_path / "it.pid", process.pid)
+        command = noting(tmp_path / "it.pid", program.command)
+        process = subprocess.Popen(command, stdout=output, start_new_session=True)
     with process:
         try:
+            deadline = time.monotonic() + 10
+            while not (tmp_path / "it.pid").exists():
+                assert time.monotonic() < deadline
             yield process.pid
         finally:
             process.kill()
@@ -226,14 +230,39 @@ def test_nobody_is_adopted_for_a_note_that_means_nobody(tmp_path, noted):
     assert None is adopt(path)
 
 
-def test_who_was_noted_is_found_and_not_in_another_boot(tmp_path):
+def test_who_noted_itself_is_found_and_not_in_another_boot(tmp_path):
     path = tmp_path / "it.pid"
-    note(path, os.getpid())
-    found = adopt(path)
-    assert os.getpid() == found.pid
-    found.close()
-    path.write_text(path.read_text().replace(boot_id(), "another"))
-    assert None is adopt(path)
+    with left_behind(tmp_path, outliving(tmp_path)) as pid:
+        found = adopt(path)
+        assert pid == found.pid
+        found.close()
+        path.write_text(path.read_text().replace(boot_id(), "another"))
+        assert None is adopt(path)
+
+
+async def test_one_that_cannot_note_itself_does_not_begin_and_leaves_nobody_behind(
+    tmp_path, nursery
+):
+    """A full disk, for one; else the next supervisor would start a second one beside it."""
+    (tmp_path / "it.pid").mkdir()
+    (tmp_path / "it.pid" / "full").touch()
+    (tmp_path / "it.pid.new").mkdir()
+    supervisor, begun = Supervisor(tmp_path), tmp_path / "begun"
+    script = f"echo x >>{begun}; sleep 60"
+    program = Program("it", ("/bin/sh", "-c", script), outlives=True)
+
+    async def ready():
+        return begun.exists()
+
+    with trio.fail_after(20), pytest.raises(ProgramFailed, match=r"it\.pid\.new"):
+        await supervisor.start(nursery, replace(program, ready=ready))
+    assert not begun.exists()
+    (tmp_path / "it.pid.new").rmdir()
+    (tmp_path / "it.pid" / "full").unlink()
+    (tmp_path / "it.pid").rmdir()
+    await supervisor.start(nursery, replace(program, ready=ready))
+    await supervisor.stop()
+    assert "x\n" == begun.read_text()
 
 
 def test_the_script_knows_the_code_of_one_that_must_not_be_started_again():

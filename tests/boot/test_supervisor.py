@@ -1,5 +1,7 @@
 """Programs that are not there, end early, or are never ready; and those that wait for them."""
 
+import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -177,6 +179,31 @@ async def test_an_end_that_comes_while_one_waits_for_another_waits_for_nobody(su
         await supervisor.stop()
         with pytest.raises(ProgramFailed, match="all are being stopped"):
             await supervisor.start(nursery, Program("late", SLEEPS))
+
+
+@pytest.mark.parametrize("how", ["ended for good", "never up"])
+async def test_nobody_waits_for_ever_for_one_that_does_not_come_up(
+    supervisor, nursery, monkeypatch, how
+):
+    monkeypatch.setattr(bot.boot.supervisor, "UP_S", 0.3 if how == "never up" else 60)
+    ready = {"is": True}
+
+    async def is_ready():
+        return ready["is"]
+
+    below = Program("below", SLEEPS, ready=is_ready, over_code=3)
+    await supervisor.start(nursery, below)
+    ready["is"] = False
+    if how == "ended for good":
+        await supervisor.kill("below")
+    else:
+        os.kill(supervisor.pid("below"), signal.SIGKILL)
+        with trio.fail_after(5):
+            while supervisor.restarts("below") == 0:
+                await trio.sleep(0.01)
+    with trio.fail_after(10), pytest.raises(ProgramFailed, match="above is not started: below is"):
+        await supervisor.start(nursery, Program("above", SLEEPS, after=("below",)))
+    await supervisor.stop()
 
 
 async def test_one_that_will_not_end_does_not_hold_up_the_end_for_ever(

@@ -389,5 +389,5 @@ async def test_of_two_from_one_backup_the_older_one_finds_that_it_was_overtaken(
     assert older.identity == newer.identity
     for unlocked, overtaken in ((newer, False), (older, True), (newer, False)):
         saved = await unlocked.saver.save([], [], encode_secret(unlocked.secret), 0)
-        done = await unlocked.keeper.anchor(saved.state.head)
+        done = await unlocked.keeper.anchor(saved.state.head, unlocked.secret.holders)
         assert (not overtaken, overtaken) == (done.is_safe, bool(done.ahead))

@@ -3,9 +3,10 @@
 import pytest
 
 from bot.devstack.keycrux import KeycruxService
+from keycrux_client.fence import Voters
 from keycrux_client.protocol import LIFE_S, EscrowPolicy, GetReply, Got, set_params
 from keycrux_client.recovery import Backup, CreateFresh, Halt, decide, sum_up
-from keycrux_client.shares import DiskKey, Head, decode_untrusted, make_split
+from keycrux_client.shares import DiskKey, Fence, Head, decode_untrusted, make_split
 from nips import kinds
 from nips.event import sign_event
 from nips.keys import SecretKey
@@ -27,7 +28,7 @@ async def test_the_same_code_gets_its_key_back(escrow, services):
         escrow.add_service()
     code = escrow.code()
     assert CreateFresh() == decide(Backup.ABSENT, sight(await code.get_all()))
-    done = await code.keeper(KEY, HEAD).refresh()
+    done = await code.store(KEY, HEAD)
     assert done.is_safe
     assert services == len(done.stored)
     assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
@@ -36,7 +37,7 @@ async def test_the_same_code_gets_its_key_back(escrow, services):
 async def test_other_code_or_another_machine_gets_nothing_without_signatures(escrow):
     escrow.add_service()
     maintainers = [SecretKey.generate(), SecretKey.generate()]
-    await escrow.code(maintainers=maintainers).keeper(KEY, HEAD).refresh()
+    await escrow.code(maintainers=maintainers).store(KEY, HEAD)
     stranger = [SecretKey.generate()]
     for other in (
         escrow.code("changed", maintainers, signed_by=[]),
@@ -57,7 +58,7 @@ async def test_signatures_over_other_code_open_nothing(escrow):
     escrow.add_service()
     maintainers = [SecretKey.generate()]
     first = escrow.code(maintainers=maintainers)
-    await first.keeper(KEY, HEAD).refresh()
+    await first.store(KEY, HEAD)
     thief = escrow.code("changed", maintainers, signed_by=[])
     # The signatures are real and public, but over the first image.
     stolen = thief.client.__class__(
@@ -89,13 +90,13 @@ async def test_debug_and_measured_code_do_not_share(escrow):
 async def test_a_key_that_another_life_left_is_never_overwritten(escrow):
     escrow.add_service()
     code = escrow.code()
-    await code.keeper(KEY, HEAD).refresh()
-    other = code.keeper(DiskKey(b"o" * 32), HEAD)
+    await code.store(KEY, HEAD)
+    other = await code.keeper(DiskKey(b"o" * 32), HEAD)
     done = await other.refresh()
     assert not done.is_safe
     assert (1, ()) == (len(done.conflicts), done.stored)
     assert KEY == decide(Backup.PRESENT, sight(await code.get_all())).key
-    ordered = code.keeper(DiskKey(b"o" * 32), HEAD, forget=True)
+    ordered = await code.keeper(DiskKey(b"o" * 32), HEAD, forget=True)
     assert (await ordered.refresh()).is_safe
     assert (await ordered.refresh()).is_safe
 
@@ -103,9 +104,10 @@ async def test_a_key_that_another_life_left_is_never_overwritten(escrow):
 async def test_an_older_self_does_not_overwrite_a_newer_head(escrow):
     escrow.add_service()
     code = escrow.code()
-    await code.keeper(KEY, Head(1, 7, "cc")).refresh()
-    assert 1 == len((await code.keeper(KEY, Head(1, 6, "bb")).refresh()).conflicts)
-    assert (await code.keeper(KEY, Head(1, 8, "dd")).refresh()).is_safe
+    await code.store(KEY, Head(7, 7, "cc"))
+    done = await code.store(KEY, Head(6, 9, "bb"))
+    assert (1, 1, ()) == (len(done.conflicts), len(done.ahead), done.stored)
+    assert (await code.store(KEY, Head(8, 8, "dd"))).is_safe
 
 
 async def test_garbage_that_a_service_holds_is_not_ours_to_overwrite(escrow):
@@ -113,7 +115,7 @@ async def test_garbage_that_a_service_holds_is_not_ours_to_overwrite(escrow):
     code = escrow.code()
     (service,) = (await escrow.find_services()).services
     assert await code.client.set(service, "AGE-SECRET-KEY-OF-AN-OLDER-VERSION")
-    assert 1 == len((await code.keeper(KEY, HEAD).refresh()).conflicts)
+    assert 1 == len((await code.store(KEY, HEAD)).conflicts)
     assert ["AGE-SECRET-KEY-OF-AN-OLDER-VERSION"] == [r.data for r in await code.get_all()]
 
 
@@ -127,7 +129,7 @@ async def test_services_come_and_go_and_the_split_stays(escrow):
     names = [escrow.add_service() for _ in range(3)]
     code = escrow.code()
     split = make_split(KEY, 3)
-    keeper = code.keeper(KEY, HEAD, split)
+    keeper = await code.keeper(KEY, HEAD, split)
     assert 3 == len((await keeper.refresh()).stored)
     first = shares(await code.get_all())
     lost = escrow.lane.services.pop(names[0])
@@ -145,17 +147,17 @@ async def test_no_part_is_given_to_a_second_service_while_the_first_may_have_it(
     """Else there were two majorities with nobody in common, and two states could both be the newest."""
     names = [escrow.add_service() for _ in range(3)]
     code, split = escrow.code(), make_split(KEY, 3)
-    keeper = code.keeper(KEY, HEAD, split)
+    keeper = await code.keeper(KEY, HEAD, split)
     await keeper.refresh()
     escrow.lane.services.pop(names[0])
     escrow.lane.announcements.pop(0)
     escrow.add_service()
     # Another life knows who had what from the checkpoint.
-    again = code.keeper(KEY, Head(2, 2, "bb"), split, holders=keeper.holders)
+    again = await code.keeper(KEY, Head(2, 2, "bb"), split, holders=keeper.holders)
     done = await again.refresh()
     assert (2, 2, True) == (len(done.stored), done.members, done.is_safe)
     long_ago = {who: (index, at - LIFE_S - 1) for who, (index, at) in keeper.holders.items()}
-    done = await code.keeper(KEY, Head(2, 2, "bb"), split, holders=long_ago).refresh()
+    done = await code.store(KEY, Head(2, 2, "bb"), split, holders=long_ago)
     assert (3, 3) == (len(done.stored), done.members), "by now it has forgotten its part"
 
 
@@ -164,8 +166,11 @@ async def test_whoever_was_overtaken_between_looking_and_storing_does_not_store(
     for _ in range(3):
         escrow.add_service()
     code, split = escrow.code(), make_split(KEY, 3)
-    await code.keeper(KEY, HEAD, split).refresh()
-    late, quick = (code.keeper(KEY, Head(2, 2, name), split) for name in ("late", "quick"))
+    await code.store(KEY, HEAD, split)
+    late, quick = [
+        await code.keeper(KEY, Head(2, 2, name), split, Fence(2, name))
+        for name in ("late", "quick")
+    ]
     real, overtaken = code.client.get_all, False
 
     async def get_all(services):
@@ -181,32 +186,87 @@ async def test_whoever_was_overtaken_between_looking_and_storing_does_not_store(
     assert (False, 0, 3) == (done.is_safe, len(done.stored), len(done.failed))
     heads = {decode_untrusted(reply.data).head.digest for reply in await code.get_all()}
     assert {"quick"} == heads
-    assert 3 == len((await late.refresh()).ahead), "and finds out why"
+    assert 3 == len((await late.refresh()).conflicts), "and finds out why"
 
 
 async def test_an_anchor_goes_to_those_that_were_found_and_says_who_overtook_us(escrow):
     for _ in range(3):
         escrow.add_service()
     code, split = escrow.code(), make_split(KEY, 3)
-    older, newer = code.keeper(KEY, HEAD, split), code.keeper(KEY, Head(2, 2, "bb"), split)
+    older = await code.keeper(KEY, HEAD, split)
+    newer = await code.keeper(KEY, Head(2, 2, "bb"), split, holders=older.holders)
     assert (await older.refresh()).is_safe
-    assert (await older.anchor(Head(1, 2, "cc"))).is_safe
+    assert (await older.anchor(Head(1, 2, "cc"), older.holders)).is_safe
     assert (await newer.refresh()).is_safe
-    done = await older.anchor(Head(1, 99, "dd"))
+    done = await older.anchor(Head(1, 99, "dd"), older.holders)
     assert (False, 3) == (done.is_safe, len(done.ahead))
+
+
+async def test_a_part_that_two_lives_gave_to_two_services_votes_for_neither(escrow):
+    """Between two checkpoints nobody knows of it: there would be two majorities with nobody in common."""
+    a, b, c = [escrow.add_service() for _ in range(3)]
+    code, split = escrow.code(), make_split(KEY, 3)
+    older = await code.keeper(KEY, HEAD, split)
+    assert (await older.refresh()).is_safe
+    d, e = escrow.add_service(), escrow.add_service()
+    everybody = dict(escrow.lane.services)
+
+    def only(*names):
+        escrow.lane.services = {name: everybody[name] for name in names}
+
+    # The third one is silent for so long that its part is given to somebody else.
+    voters = Voters(2, older.holders)
+    older._holders[c] = (older._holders[c][0], escrow.clock.now() - LIFE_S)
+    sealed = {name: at for name, at in older.holders.items() if name != c}
+    only(a, d)
+    assert not (await older.refresh()).is_safe
+    assert d in older.holders
+    assert not (await older.anchor(Head(1, 2, "bb"), sealed)).is_safe
+    only(b, e)
+    newer = await code.keeper(
+        KEY, Head(2, 2, "cc"), split, Fence(2, "newer"), holders=sealed, voters=voters
+    )
+    assert e in newer.holders
+    for _ in range(3):
+        assert not (await newer.refresh()).is_safe
+    only(a, b, d)
+    assert (b,) == (await older.refresh()).ahead
+    for _ in range(2):
+        done = await newer.refresh()
+    assert (True, 2) == (done.is_safe, done.members)
+
+
+async def test_a_larger_split_needs_a_majority_of_the_smaller_one_as_well(escrow):
+    """Else those who decided before could let somebody else go on."""
+    names = [escrow.add_service() for _ in range(3)]
+    code, small = escrow.code(), make_split(KEY, 3)
+    older = await code.keeper(KEY, HEAD, small)
+    assert (await older.refresh()).is_safe
+    names += [escrow.add_service() for _ in range(2)]
+    everybody = dict(escrow.lane.services)
+    options = {"holders": older.holders, "voters": Voters(2, older.holders)}
+    newer = await code.keeper(KEY, Head(2, 2, "bb"), make_split(KEY, 5), **options)
+    escrow.lane.services = {name: everybody[name] for name in names[2:]}
+    for _ in range(3):
+        done = await newer.refresh()
+        assert not done.is_safe
+    escrow.lane.services = everybody
+    for _ in range(3):
+        done = await newer.refresh()
+    assert (True, 5, 3) == (done.is_safe, done.members, done.needed)
 
 
 async def test_two_services_with_the_same_part_are_told_apart_again(escrow):
     names = [escrow.add_service() for _ in range(3)]
     code, split = escrow.code(), make_split(KEY, 3)
     hidden = escrow.lane.services.pop(names[2])
-    await code.keeper(KEY, HEAD, split).refresh()
+    await code.store(KEY, HEAD, split)
     others = {name: escrow.lane.services.pop(name) for name in names[:2]}
     escrow.lane.services[names[2]] = hidden
-    await code.keeper(KEY, HEAD, split).refresh()
+    await code.store(KEY, HEAD, split)
     escrow.lane.services |= others
     assert 2 == len(set(shares(await code.get_all())))
-    done = await code.keeper(KEY, HEAD, split).refresh()
+    done = await code.store(KEY, HEAD, split)
     assert (3, True) == (done.members, done.is_safe)
 
 
@@ -215,7 +275,7 @@ async def test_a_value_gives_way_only_while_the_others_yield_the_key(escrow):
     for _ in range(2):
         escrow.add_service()
     code = escrow.code()
-    await code.keeper(KEY, HEAD, make_split(KEY, 2)).refresh()
+    await code.store(KEY, HEAD, make_split(KEY, 2))
     escrow.add_service()
     split = make_split(KEY, 3)
     sets = [0]
@@ -230,7 +290,7 @@ async def test_a_value_gives_way_only_while_the_others_yield_the_key(escrow):
 
     for count in range(4):
         sets[0], escrow.lane.tamper = 0, drop_after(count)
-        done = await code.keeper(KEY, Head(1, 2 + count, "bb"), split).refresh()
+        done = await code.store(KEY, Head(1, 2 + count, "bb"), split)
         escrow.lane.tamper = None
         assert done.is_safe is (count == 3), "what was not read back may be the old one"
         assert KEY in [c.key for c in sight(await code.get_all()).candidates], count
@@ -240,10 +300,10 @@ async def test_a_value_gives_way_only_while_the_others_yield_the_key(escrow):
 async def test_too_few_services_are_not_safe_and_the_key_is_not_laid_open_for_them(escrow):
     names = [escrow.add_service() for _ in range(3)]
     code, split = escrow.code(), make_split(KEY, 3)
-    await code.keeper(KEY, HEAD, split).refresh()
+    await code.store(KEY, HEAD, split)
     for name in names[:2]:
         escrow.lane.services.pop(name)
-    done = await code.keeper(KEY, Head(1, 2, "bb"), split).refresh()
+    done = await code.store(KEY, Head(1, 2, "bb"), split)
     assert (False, 1, 2) == (done.is_safe, done.members, done.needed)
     assert all(KEY.secret.hex() not in reply.data for reply in await code.get_all())
 
@@ -253,7 +313,7 @@ async def test_a_service_that_says_ok_and_keeps_nothing_does_not_count(escrow):
     code = escrow.code()
     book = escrow.books[0]
     book.set = lambda *_: "ok"
-    done = await code.keeper(KEY, HEAD).refresh()
+    done = await code.store(KEY, HEAD)
     assert (False, 1) == (done.is_safe, len(done.failed))
 
 
@@ -269,15 +329,13 @@ async def test_one_service_that_stores_nothing_does_not_stop_us_but_two_old_ones
 
         book.set = set_unless
     stuck = [names[0]]
-    assert (await code.keeper(KEY, Head(1, 1, "aa"), split).refresh()).is_safe, "it holds nothing"
+    assert (await code.store(KEY, Head(1, 1, "aa"), split)).is_safe, "it holds nothing"
     stuck = []
-    assert (await code.keeper(KEY, Head(1, 2, "bb"), split).refresh()).is_safe
+    assert (await code.store(KEY, Head(1, 2, "bb"), split)).is_safe
     stuck = names[:1]
-    assert (await code.keeper(KEY, Head(1, 3, "cc"), split).refresh()).is_safe, (
-        "one old share is no key"
-    )
+    assert (await code.store(KEY, Head(1, 3, "cc"), split)).is_safe, "one old share is no key"
     stuck = names[:2]
-    done = await code.keeper(KEY, Head(1, 4, "dd"), split).refresh()
+    done = await code.store(KEY, Head(1, 4, "dd"), split)
     assert (False, 2) == (done.is_safe, len(done.failed))
 
 
@@ -286,8 +344,8 @@ async def test_another_one_of_us_beside_us_is_noticed(escrow):
     for _ in range(3):
         escrow.add_service()
     code, split = escrow.code(), make_split(KEY, 3)
-    assert (await code.keeper(KEY, Head(1, 2, "first"), split).refresh()).is_safe
-    done = await code.keeper(KEY, Head(1, 2, "second"), split).refresh()
+    assert (await code.store(KEY, Head(1, 2, "first"), split, Fence(1, "first"))).is_safe
+    done = await code.store(KEY, Head(1, 2, "second"), split, Fence(1, "second"))
     assert (False, 3) == (done.is_safe, len(done.conflicts))
 
 
@@ -295,7 +353,7 @@ async def test_more_services_than_members(escrow):
     for _ in range(18):
         escrow.add_service()
     code = escrow.code()
-    done = await code.keeper(KEY, HEAD).refresh()
+    done = await code.store(KEY, HEAD)
     assert (15, 15, True) == (len(done.stored), done.members, done.is_safe)
 
 
@@ -305,7 +363,7 @@ async def test_more_services_than_members(escrow):
 async def lied_to(escrow, tamper):
     escrow.add_service()
     code = escrow.code()
-    await code.keeper(KEY, HEAD).refresh()
+    await code.store(KEY, HEAD)
     escrow.lane.tamper = tamper
     return await code.get_all()
 
@@ -378,10 +436,10 @@ async def test_an_answer_to_another_request_is_silence(escrow):
 async def test_every_session_has_a_key_of_its_own_and_nothing_is_set_without_a_policy(escrow):
     escrow.add_service()
     code = escrow.code()
-    await code.keeper(KEY, HEAD).refresh()
+    await code.store(KEY, HEAD)
     await code.get_all()
     keys = [request.pubkey for request in escrow.lane.requests]
-    assert len(keys) == len(set(keys)) == 4, "get, set, get to see that it is there, get"
+    assert len(keys) == len(set(keys)) == 5, "meet, get, set, get to see that it is there, get"
     with pytest.raises(ValueError, match="without a repository"):
         EscrowPolicy("", ())
     with pytest.raises(ValueError, match="1 to 1023"):
@@ -434,7 +492,7 @@ async def test_the_service_keeps_what_it_holds_through_its_own_restart_and_forge
 
     escrow.add_service()
     code = escrow.code()
-    await code.keeper(KEY, HEAD).refresh()
+    await code.store(KEY, HEAD)
     (service,) = escrow.lane.services.values()
     replayed = next(
         r for r in escrow.lane.requests if open_request_untrusted(service.key, r).method == "set"

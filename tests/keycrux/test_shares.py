@@ -12,6 +12,7 @@ from keycrux_client.shares import (
     MEMBERS,
     BadStored,
     DiskKey,
+    Fence,
     Head,
     decode_untrusted,
     encode,
@@ -23,6 +24,7 @@ from keycrux_client.shares import (
 from tests.escrow import texts
 
 KEY, OTHER = DiskKey(bytes(range(32))), DiskKey(b"o" * 32)
+FENCE = Fence(1, "ab" * 8)
 HEAD = Head(1, 2**53 - 1, "ab" * 32)
 keys = st.binary(min_size=32, max_size=32).map(DiskKey)
 
@@ -43,7 +45,7 @@ def test_a_share_tells_nothing_of_the_key_and_fits(services):
     needed = min(services, MEMBERS) // 2 + 1
     assert 2 * needed - 1 == len(set(split.parts)), "any two majorities have one in common"
     for index in range(len(split.parts)):
-        text = encode(to_store(KEY, split, index, HEAD))
+        text = encode(to_store(KEY, split, index, HEAD, FENCE))
         assert len(text) < MAX_DATA
         assert KEY.secret.hex() not in text
         assert needed == decode_untrusted(text).threshold
@@ -72,7 +74,7 @@ def test_the_epoch_counts_before_the_number():
 
 def test_what_was_written_with_the_key_shows_it_alone_and_whole():
     split = make_split(KEY, 3)
-    value = to_store(KEY, split, 2, HEAD)
+    value = to_store(KEY, split, 2, HEAD, FENCE)
     assert value.is_authentic(KEY)
     assert not value.is_authentic(OTHER)
     for changed in (
@@ -86,7 +88,7 @@ def test_what_was_written_with_the_key_shows_it_alone_and_whole():
 
 def test_the_newest_authentic_head_counts():
     split = make_split(KEY, 1)
-    values = [to_store(KEY, split, 0, Head(1, n, "a")) for n in (3, 5, 4)]
+    values = [to_store(KEY, split, 0, Head(1, n, "a"), FENCE) for n in (3, 5, 4)]
     forged = replace(values[0], head=Head(1, 99, "z"))
     (found,) = gather([*values, forged])
     assert Head(1, 5, "a") == found.newest

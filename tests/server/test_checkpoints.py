@@ -4,13 +4,13 @@ import errno
 import os
 import sqlite3
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
 
 from bot.adapters.disks.disks import LAYER
-from bot.boot.line import MOST_HEADS, Line, NoLine
+from bot.boot.line import Line, NoLine
 from bot.boot.put_back import Folders, put_back
 from bot.boot.secret import encode_secret
 from bot.boot.unlock import Halted, Overtaken, Unlocker
@@ -20,7 +20,6 @@ from bot.checkpoint.restore import Progress
 from bot.checkpoint.saver import KEPT
 from bot.server import checkpoints
 from bot.server.checkpoints import BOOKS, OTHERS, Checkpointer
-from keycrux_client.shares import Head
 from tests.checkpoint.keeper import MemoryBlobs
 
 
@@ -31,9 +30,9 @@ async def place(escrow, tmp_path):
         escrow.add_service()
     code, blobs = escrow.code(), MemoryBlobs()
 
-    async def boot(on=None, keeper=blobs):
+    async def boot(on=None, keeper=blobs, halt_after_s=60):
         """``on``: a folder whose files go on."""
-        unlocker = Unlocker(code.client, escrow.find_services, keeper, 3, 60, False)
+        unlocker = Unlocker(code.client, escrow.find_services, keeper, 3, halt_after_s, False)
         line = Line(on / BOOKS) if on else NoLine()
         return await replace(unlocker, line=line).unlock()
 
@@ -204,19 +203,24 @@ async def test_a_surprise_is_told_to_who_waits_and_takes_nobody_down(
 
 @dataclass
 class HeldUp:
-    """The keeper, who lets puts wait until it suits him."""
+    """The keeper, who lets one question wait until it suits him."""
 
     blobs: MemoryBlobs
-    came: trio.Event
-    goes_on: trio.Event
-
-    async def put(self, name, parts):
-        self.came.set()
-        await self.goes_on.wait()
-        await self.blobs.put(name, parts)
+    method: str
+    came: trio.Event = field(default_factory=trio.Event)
+    goes_on: trio.Event = field(default_factory=trio.Event)
 
     def __getattr__(self, name):
-        return getattr(self.blobs, name)
+        real = getattr(self.blobs, name)
+        if name != self.method:
+            return real
+
+        async def wait(*args):
+            self.came.set()
+            await self.goes_on.wait()
+            return await real(*args)
+
+        return wait
 
 
 def rewrite(folder):
@@ -229,14 +233,16 @@ def rewrite(folder):
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["the books", "all, and packs are deleted"])
-async def test_what_was_told_as_safe_while_a_newer_one_was_held_up_is_not_rolled_back(
-    place, escrow, tmp_path, full
+@pytest.mark.parametrize("away", [None, 0, 2])
+async def test_what_was_told_as_safe_while_a_newer_one_looked_is_not_rolled_back(
+    place, escrow, tmp_path, full, away
 ):
+    """``away``: a service that is silent meanwhile; it comes back with what the newer one has seen."""
     boot, blobs, folder = place
     older = Checkpointer(await boot(), folder, escrow.clock, nobody)
     write(folder, 0)
     assert await older._try(full=True)
-    gate, newer = HeldUp(blobs, trio.Event(), trio.Event()), []
+    gate, newer = HeldUp(blobs, "names"), []
 
     async def boot_newer():
         newer.append(await boot(keeper=gate))
@@ -244,16 +250,84 @@ async def test_what_was_told_as_safe_while_a_newer_one_was_held_up_is_not_rolled
     async with trio.open_nursery() as booting:
         booting.start_soon(boot_newer)
         await gate.came.wait()
-        for number in range(1, 5):
+        names = [*escrow.lane.services]
+        gone = {names[away]: escrow.lane.services.pop(names[away])} if away is not None else {}
+        for number in range(1, 9):
             rewrite(folder)
             write(folder, number)
             assert await older._try(full=full)
+        escrow.lane.services |= gone
         gate.goes_on.set()
     with pytest.raises(Overtaken):
         await older._try(full=False)
     for name, unlocked in (("newer", newer[0]), ("third", await boot())):
         await put_back(unlocked, Folders(tmp_path / name, None), Progress())
-        assert [0, 1, 2, 3, 4] == written(tmp_path / name)
+        assert [*range(9)] == written(tmp_path / name)
+
+
+@pytest.mark.parametrize("away", [None, 0, 2])
+async def test_one_whose_turn_is_over_says_nothing_is_safe_before_the_newer_one_has_written(
+    place, escrow, tmp_path, away
+):
+    """Else both could go on for a while, and one of the two would be rolled back."""
+    boot, blobs, folder = place
+    older = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    write(folder, 0)
+    assert await older._try(full=True)
+    gate, newer = HeldUp(blobs, "put"), []
+
+    async def boot_newer():
+        newer.append(await boot(keeper=gate))
+
+    names = [*escrow.lane.services]
+    async with trio.open_nursery() as booting:
+        booting.start_soon(boot_newer)
+        await gate.came.wait()
+        if away is not None:
+            escrow.lane.services.pop(names[away])
+        write(folder, 1)
+        with pytest.raises(Overtaken):
+            await older._try(full=True)
+        gate.goes_on.set()
+    await put_back(newer[0], Folders(tmp_path / "newer", None), Progress())
+    assert [0] == written(tmp_path / "newer")
+
+
+async def test_one_that_took_its_turn_and_died_leaves_everything_to_the_next(
+    place, escrow, tmp_path
+):
+    boot, blobs, folder = place
+    older = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    write(folder, 0)
+    assert await older._try(full=True)
+    for method in ("get", "put", "put", "names"):
+        gate = HeldUp(blobs, method)
+        async with trio.open_nursery() as booting:
+            booting.start_soon(boot, None, gate)
+            await gate.came.wait()
+            booting.cancel_scope.cancel()
+    await put_back(await boot(), Folders(tmp_path / "next", None), Progress())
+    assert [0] == written(tmp_path / "next")
+
+
+async def test_services_that_answer_and_store_nothing_cost_nothing(place, escrow, tmp_path):
+    """However often one tries: no checkpoint is put before its turn has come."""
+    boot, blobs, folder = place
+    checkpointer = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    write(folder, 0)
+    assert await checkpointer.last()
+    before = dict(blobs.kept)
+    for book in escrow.books:
+        book.real, book.set = book.set, lambda *_: "no"
+    for _ in range(5):
+        with pytest.raises(Halted, match="let us go on") as caught:
+            await boot(tmp_path / "home", halt_after_s=0.2)
+        assert not isinstance(caught.value, Overtaken)
+    assert before == blobs.kept
+    for book in escrow.books:
+        book.set = book.real
+    await put_back(await boot(), Folders(tmp_path / "home", None), Progress())
+    assert [0] == written(tmp_path / "home")
 
 
 async def test_of_many_that_boot_at_once_one_is_the_newest_and_the_others_learn_it(place, escrow):
@@ -301,23 +375,25 @@ async def test_one_that_was_overtaken_does_not_come_back_with_its_old_files(
     assert await newer.last()
 
 
+class Died(BaseException):
+    """kill -9."""
+
+
 @pytest.mark.parametrize("when", ["before escrow", "after escrow", "after all"])
 async def test_one_that_dies_around_an_anchor_goes_on_with_its_files(
     settled, escrow, monkeypatch, when
 ):
     boot, _, home, unlocked = settled
     write(home, 1)
+    real = unlocked.keeper.anchor
 
-    class Died(BaseException):
-        pass
-
-    def die(*_):
+    async def die(*args):
+        if when == "after escrow":
+            await real(*args)
         raise Died
 
-    if when == "before escrow":
+    if when != "after all":
         monkeypatch.setattr(unlocked.keeper, "anchor", die)
-    elif when == "after escrow":
-        monkeypatch.setattr(unlocked.line, "settle", die)
     with suppress(Died):
         await Checkpointer(unlocked, home, escrow.clock, nobody).last()
     write(home, 2)
@@ -325,22 +401,58 @@ async def test_one_that_dies_around_an_anchor_goes_on_with_its_files(
     assert [1, 2] == written(home)
 
 
+@pytest.mark.parametrize("when", ["before it is noted", "before its files are back"])
+async def test_one_that_dies_in_its_boot_begins_again_unless_another_one_went_on(
+    place, escrow, tmp_path, monkeypatch, when
+):
+    boot, _, folder = place
+    write(folder, 0)
+    assert await Checkpointer(await boot(), folder, escrow.clock, nobody).last()
+    home, other = tmp_path / "home", tmp_path / "other"
+    home.mkdir()
+    other.mkdir()
+
+    def die(*_):
+        raise Died
+
+    with monkeypatch.context() as patch, suppress(Died):
+        if when == "before it is noted":
+            patch.setattr(Line, "begin", die)
+        await boot(home)
+    await boot(home)
+    newer = await boot(other)
+    await put_back(newer, Folders(other, None), Progress())
+    newer = Checkpointer(newer, other, escrow.clock, nobody)
+    with pytest.raises(Overtaken, match="belong to a life that was overtaken"):
+        await boot(home)
+    assert await newer.last(), "and does not even notice"
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "too long", "a folder"])
+async def test_files_of_which_nothing_tells_whose_they_are_halt_it_and_prove_nothing(
+    settled, escrow, tmp_path, how
+):
+    boot, _, home, unlocked = settled
+    kept = (home / "line").read_bytes()
+    assert unlocked.secret.line == kept.decode()
+    (home / "line").unlink()
+    match how:
+        case "cut":
+            (home / "line").write_bytes(kept[:-1])
+        case "too long":
+            (home / "line").write_bytes(kept + b"x")
+        case "a folder":
+            (home / "line").mkdir()
+    with pytest.raises(Halted, match="nothing says to which life") as caught:
+        await boot(home)
+    assert not isinstance(caught.value, Overtaken)
+    assert await Checkpointer(unlocked, home, escrow.clock, nobody).last(), "nobody was disturbed"
+
+
 async def test_a_first_start_does_not_take_files_of_nobody_knows_whom(place, escrow):
     boot, _, folder = place
     with pytest.raises(Halted, match="no backup of the files that are here already"):
         await boot(folder)
-
-
-async def test_more_heads_than_a_line_keeps(tmp_path):
-    (tmp_path / BOOKS).touch()
-    line = Line(tmp_path / BOOKS)
-    heads = [Head(1, n, f"{n:064x}") for n in range(MOST_HEADS + 10)]
-    for head in heads:
-        line.note(head)
-    again = Line(tmp_path / BOOKS)
-    assert [False] * 10 + [True] * MOST_HEADS == [again.contains(head) for head in heads]
-    again.settle(heads[-1])
-    assert [heads[-1]] == [h for h in heads if Line(tmp_path / BOOKS).contains(h)]
 
 
 @pytest.mark.parametrize("how", ["raises", "hangs"])
