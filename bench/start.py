@@ -6,6 +6,7 @@ from statistics import median
 
 import trio
 
+from bot.adapters.nwc_client import known
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.clock import SystemClock
 from bot.devstack.sample import build_image
@@ -94,7 +95,7 @@ async def measure() -> None:
             check=True,
             capture_output=True,
         )
-        wallet = NwcWallet(parse_uri(on.payer_uri()), SystemClock())
+        wallet = NwcWallet(known(parse_uri(on.payer_uri())), SystemClock())
         async with (
             open_client(SecretKey.generate(), [on.relay_url]) as me,
             trio.open_nursery() as nursery,

@@ -81,6 +81,7 @@ class FakeWallet:
     says_failed: bool = False  # the answer is PAYMENT_FAILED, whatever becomes of it
     tells_balance: bool = True
     zap_address_host: str | None = None
+    service_pubkey: str | None = "f" * 64
 
     def wallet_for(self, container: str) -> str:
         return f"wallet:{container}" if self.per_container else MAIN_WALLET

@@ -9,6 +9,7 @@ from functools import partial
 import trio
 
 from bench.soak.plan import RELAY_LIMITS, Plan
+from bot.adapters.nwc_client import known
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.clock import SystemClock
 from bot.devstack.engine import free_port
@@ -136,7 +137,7 @@ async def scene(plan: Plan) -> AsyncIterator[Scene]:
             image = build_image(command, volumes=("/data",) if name == "writes" else ())
             images[name] = await on.ground.push(f"soak/{name.replace(' ', '-')}", "1", image)
         wallet = NwcWallet(
-            parse_uri(on.payer_uri()), SystemClock(), answer_s=5, relay_policy=PATIENCE
+            known(parse_uri(on.payer_uri())), SystemClock(), answer_s=5, relay_policy=PATIENCE
         )
         nursery.start_soon(wallet.run)
         await wallet.wait_ready()

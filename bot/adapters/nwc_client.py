@@ -1,11 +1,12 @@
 """Asking a NIP-47 wallet, and hearing it: requests, answers in time, answers that come late, notifications.
 
-No answer in time is None: the request may still be carried out until it expires. What is asked with ``late`` is
+Where the wallet is may be known from the start, or be found while we run. No answer in time is None: the request may still be carried out until it expires. What is asked with ``late`` is
 heard for as long as this process lives: the answer to a payment may come after minutes, and is evidence.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -35,32 +36,51 @@ MAX_LATE = 1_000
 OnReply = Callable[[WalletReply], None]
 
 
+@dataclass(frozen=True)
+class Whereabouts:
+    """``key``: by which the wallet knows us. ``find`` returns once it is known where the wallet is."""
+
+    key: SecretKey = field(repr=False)
+    find: Callable[[], Awaitable[WalletUri]]
+
+
+def known(uri: WalletUri) -> Whereabouts:
+    """From the start."""
+
+    async def find() -> WalletUri:
+        return uri
+
+    return Whereabouts(uri.key, find)
+
+
 class NwcClient:
     """Run `run` in a nursery; ``notified`` is called with every notification of the wallet, still sealed."""
 
     def __init__(
         self,
-        uri: WalletUri,
+        where: Whereabouts,
         clock: Clock,
         notified: Callable[[Event], None],
         *,
         answer_s: float,
         relay_policy: RelayPolicy,
     ) -> None:
-        self.uri = uri
+        self.uri: WalletUri | None = None
+        self._where = where
         self.abilities: WalletAbilities | None = None
         self.informed = trio.Event()
         self._informed_at = 0
         self._clock = clock
         self._notified = notified
         self._answer_s = answer_s
-        self._pool = RelayPool(clock, auth_key=uri.key, policy=relay_policy)
+        self._pool = RelayPool(clock, auth_key=where.key, policy=relay_policy)
         self._waiting: dict[str, tuple[SecretKey, OnReply]] = {}
         self._late: OrderedDict[str, tuple[SecretKey, OnReply]] = OrderedDict()
 
     async def run(self) -> None:
         """Keep connected and listen, until cancelled."""
-        wallet = frozenset({self.uri.wallet_pubkey})
+        self.uri = uri = await self._where.find()
+        wallet = frozenset({uri.wallet_pubkey})
         answers = {
             kinds.WALLET_RESPONSE,
             kinds.WALLET_NOTIFICATION,
@@ -76,7 +96,7 @@ class NwcClient:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pool.run)
-            for url in self.uri.relay_urls:
+            for url in uri.relay_urls:
                 self._pool.add(url)
             while True:
                 self._hear(await self._pool.receive())
@@ -89,10 +109,13 @@ class NwcClient:
         late: OnReply | None = None,
     ) -> WalletReply | None:
         """The wallet's answer, or None when there was none in time; ``late`` is given one that comes later."""
-        key = owner or self.uri.key
+        if (uri := self.uri) is None:
+            log.warning("there is no wallet yet", method=method)
+            return None
+        key = owner or self._where.key
         request = build_request(
             key,
-            self.uri.wallet_pubkey,
+            uri.wallet_pubkey,
             method,
             dict(params),
             now=self._clock.now(),
@@ -108,7 +131,7 @@ class NwcClient:
         self._waiting[request.id] = (key, take)
         try:
             with trio.move_on_after(self._answer_s):
-                await self._pool.publish(request, self.uri.relay_urls, wait_ok=False)
+                await self._pool.publish(request, uri.relay_urls, wait_ok=False)
                 await answered.wait()
         finally:
             del self._waiting[request.id]

@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 import trio
 
-from bot.adapters.nwc_client import NwcClient
+from bot.adapters.nwc_client import NwcClient, Whereabouts
 from bot.adapters.nwc_transactions import fees_of, incoming_of, payment_of
 from bot.relay.connection import RelayPolicy
 from handlers.domain.evidence import Book
@@ -34,7 +34,7 @@ from nips.errors import BadInvoice
 from nips.event import Event
 from nips.keys import SecretKey
 from nips.nip19 import npub
-from nips.nip47 import WalletCode, WalletReply, WalletUri, open_notification_untrusted
+from nips.nip47 import WalletCode, WalletReply, open_notification_untrusted
 
 log = structlog.get_logger()
 PAGE, MAX_PAGES = 20, 25
@@ -70,18 +70,17 @@ class NwcWallet:
 
     def __init__(
         self,
-        uri: WalletUri,
+        where: Whereabouts,
         clock: Clock,
         *,
         answer_s: float = 15,
         any_payee: bool = False,
         relay_policy: RelayPolicy = RelayPolicy(),
     ) -> None:
-        self._uri = uri
-        self._clock = clock
+        self._key, self._clock = where.key, clock
         self._any_payee = any_payee
         self._client = NwcClient(
-            uri, clock, self._hear_notification, answer_s=answer_s, relay_policy=relay_policy
+            where, clock, self._hear_notification, answer_s=answer_s, relay_policy=relay_policy
         )
         self._node: Node | None = None
         self._added: set[str] = set()
@@ -98,8 +97,13 @@ class NwcWallet:
             await self._learn_node()
 
     @property
+    def service_pubkey(self) -> str | None:
+        return self._client.uri.wallet_pubkey if self._client.uri is not None else None
+
+    @property
     def zap_address_host(self) -> str | None:
-        return f"{npub(self._uri.wallet_pubkey)}.zap.land" if self._per_container else None
+        service = self.service_pubkey
+        return f"{npub(service)}.zap.land" if service and self._per_container else None
 
     def wallet_for(self, container: str) -> str:
         return f"wallet:{container}" if self._per_container else MAIN_WALLET
@@ -284,10 +288,10 @@ class NwcWallet:
 
     def _hear_notification(self, event: Event) -> None:
         receiver = event.tag("p")
-        if receiver != self._uri.key.pubkey:
+        if receiver != self._key.pubkey:
             self._hint(Hint(container=receiver))
             return
-        told = open_notification_untrusted(self._uri.key, event)
+        told = open_notification_untrusted(self._key, event)
         paid = payment_of(told.transaction, None) if told.kind == "payment_sent" else None
         if paid is not None and paid.status is not PayStatus.SETTLED:
             # "Sent", yet not settled: no book was asked, so that is only a reason to ask.

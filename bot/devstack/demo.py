@@ -14,6 +14,7 @@ import orjson
 import structlog
 import trio
 
+from bot.adapters.nwc_client import known
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.boot.supervisor import ProgramFailed
 from bot.clock import SystemClock
@@ -108,7 +109,7 @@ async def _run(out: Transcript, *, once: bool) -> None:
         image = await on.ground.push("sample/hello", "1", build_image())
         out.say(f"pushed the sample app to {image}")
         key = SecretKey.generate()
-        wallet = NwcWallet(parse_uri(on.payer_uri()), SystemClock())
+        wallet = NwcWallet(known(parse_uri(on.payer_uri())), SystemClock())
         async with open_client(key, [on.relay_url]) as me, trio.open_nursery() as nursery:
             nursery.start_soon(wallet.run)
             await wallet.wait_ready()

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 import trio
 
+from bot.adapters.nwc_client import known
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.clock import SystemClock
 from bot.devstack.demo import POLICY, Failed, Transcript
@@ -101,7 +102,9 @@ async def _play(out: Transcript, on: Stack, me: Client) -> None:
 
 async def _deploy(on: Stack, me: Client) -> str:
     image = await on.ground.push("sample/counts", "1", build_image(COUNTS, ports=()))
-    wallet = NwcWallet(parse_uri(on.payer_uri()), SystemClock(), answer_s=5, relay_policy=PATIENCE)
+    wallet = NwcWallet(
+        known(parse_uri(on.payer_uri())), SystemClock(), answer_s=5, relay_policy=PATIENCE
+    )
     deployed = await _ask(on, me, "deploy", docker=image, units=1, amount_sat=500)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wallet.run)

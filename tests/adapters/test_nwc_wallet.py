@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, closing
 import pytest
 import trio
 
+from bot.adapters.nwc_client import known
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.clock import SystemClock
 from bot.devstack.wallet import WalletService
@@ -24,7 +25,7 @@ class Quick(NwcWallet):
     """A client that does not wait long."""
 
     def __init__(self, uri, **kwargs):
-        super().__init__(uri, SystemClock(), answer_s=1, **kwargs)
+        super().__init__(known(uri), SystemClock(), answer_s=1, **kwargs)
 
 
 @asynccontextmanager

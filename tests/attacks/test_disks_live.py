@@ -3,6 +3,7 @@
 import pytest
 import trio
 
+from bot.adapters.nwc_client import known
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.clock import SystemClock
 from bot.devstack.sample import build_image
@@ -33,7 +34,7 @@ async def test_whatever_a_tenant_fills_is_his_own(record_property):
         fills = await on.ground.push("sample/fills", "1", build_image(FILLS, ports=()))
         counts = await on.ground.push("sample/counts", "1", build_image(COUNTS, ports=()))
         wallet = NwcWallet(
-            parse_uri(on.payer_uri()), SystemClock(), answer_s=5, relay_policy=PATIENCE
+            known(parse_uri(on.payer_uri())), SystemClock(), answer_s=5, relay_policy=PATIENCE
         )
         async with (
             open_client(SecretKey.generate(), [on.relay_url]) as me,

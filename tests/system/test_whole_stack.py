@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from bot.adapters.nwc_client import known
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.clock import SystemClock
 from bot.devstack.sample import build_image
@@ -110,7 +111,7 @@ async def test_kill_9_of_the_real_server_again_and_again(record_property):
                 kills += 1
 
         wallet = NwcWallet(
-            parse_uri(on.payer_uri()), SystemClock(), answer_s=5, relay_policy=PATIENCE
+            known(parse_uri(on.payer_uri())), SystemClock(), answer_s=5, relay_policy=PATIENCE
         )
         async with (
             open_client(SecretKey.generate(), [on.relay_url]) as me,
