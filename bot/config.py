@@ -84,7 +84,10 @@ class RelaysConfig:
 
 @dataclass(frozen=True)
 class WalletConfig:
-    """The connection URI is a secret: name a file with it, or set ``ENCLAVED_WALLET_URI``."""
+    """The connection URI is a secret: name a file with it, or set ``ENCLAVED_WALLET_URI``. Or the wallet is a container of
+    the instance's own, ``builtin``: then there is no URI from outside."""
+
+    builtin: str | None = None
 
     uri_file: Path | None = None
     # Accept invoices that pay another node than the one the wallet names (custodial wallets).
@@ -235,7 +238,8 @@ class Config:
     policy: Policy
     # None: this is no enclave, and whoever started the server sees to the rest.
     boot: BootConfig | None
-    wallet_uri: WalletUri = field(repr=False)
+    # None where the wallet is a container of our own.
+    wallet_uri: WalletUri | None = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -292,8 +296,14 @@ def _plain(kind: Any) -> Any:
     return next((k for k in get_args(kind) if k is not type(None)), kind)
 
 
-def _wallet_uri(wallet: WalletConfig, environment: Mapping[str, str]) -> WalletUri:
+def _wallet_uri(wallet: WalletConfig, environment: Mapping[str, str]) -> WalletUri | None:
     text = environment.get("ENCLAVED_WALLET_URI", "")
+    if wallet.builtin is not None:
+        if text or wallet.uri_file is not None:
+            raise ConfigError(
+                "[wallet] has a builtin and a URI: which of the two holds the money?"
+            )
+        return None
     if not text and wallet.uri_file is not None:
         try:
             text = wallet.uri_file.read_text().strip()
@@ -301,7 +311,7 @@ def _wallet_uri(wallet: WalletConfig, environment: Mapping[str, str]) -> WalletU
             raise ConfigError(f"[wallet] uri_file: {error.strerror}: {wallet.uri_file}") from error
     if not text:
         raise ConfigError(
-            "no wallet: set [wallet] uri_file or the environment's ENCLAVED_WALLET_URI"
+            "no wallet: set [wallet] uri_file, or the environment's ENCLAVED_WALLET_URI, or [wallet] builtin"
         )
     try:
         return parse_uri(text)

@@ -11,10 +11,11 @@ class Alarm(Enum):
     ESCROW = "our key is not safe in escrow"
     METER = "what runs here cannot be metered"
     SOLVENCY = "the wallet holds less than is owed"
+    WALLET = "our own wallet has another key than before: what lay under the former one is not to be had"
     BUILTIN = "a container of the instance itself cannot be had"
 
 
-STOPS_MONEY = frozenset({Alarm.SOLVENCY})
+STOPS_MONEY = frozenset({Alarm.SOLVENCY, Alarm.WALLET})
 
 
 @dataclass

@@ -133,6 +133,9 @@ class OnThisDisk:
         """At once."""
         return True
 
+    def soon(self) -> None:
+        """It is."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -154,6 +157,8 @@ class Context:
     durability: Durability = field(default_factory=OnThisDisk)
     alarms: Alarms = field(default_factory=Alarms)
     builtins: tuple[Builtin, ...] = ()
+    # Which of them is our wallet; None where the operator has it.
+    own_wallet: str | None = None
     dues: Dues = field(default_factory=Dues)
     slow_lanes: SlowLanes = field(default_factory=SlowLanes)
 

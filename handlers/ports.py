@@ -259,6 +259,10 @@ class Durability(Protocol):
         """Wait until all that is written now would be restored. False: that is not so, and nothing may leave."""
         ...
 
+    def soon(self) -> None:
+        """Money moved: a copy is worth making now, though nobody waits for it."""
+        ...
+
 
 class Clock(Protocol):
     """Unix seconds, and milliseconds of boot time that no wall-clock step moves."""

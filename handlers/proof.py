@@ -1,8 +1,11 @@
 """What the instance can show for itself: an attestation of its key, fresh enough, or over a nonce."""
 
 from handlers.ports import Attester
+from nips.errors import BadCertificate
+from nips.event import Event
 from nips.keys import SecretKey
 from nips.tee.attestation import Verifier
+from nips.tee.certificates import Certified, verify_certified
 from nips.tee.env import Env
 from nips.tee.nec01 import Root, build_root, verify_root
 from nips.tee.nec02 import Signatures
@@ -38,6 +41,13 @@ class Proof:
     async def answer(self, nonce: bytes, now: int) -> Root:
         """A document made for this nonce. Raises when the module cannot attest us."""
         return await self._attest(nonce, now)
+
+    def verify_certified(self, event: Event, now: int) -> Certified:
+        """An event from inside of this very instance. Raises `BadInput`."""
+        certified = verify_certified(event, self._verifier, now)
+        if certified.root.pubkey != self._key.pubkey:
+            raise BadCertificate("it is certified by another instance")
+        return certified
 
     def _is_fresh(self, root: Root, now: int) -> bool:
         young = 0 <= now - self._taken_at < KEEP_S

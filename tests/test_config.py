@@ -62,6 +62,12 @@ def test_a_missing_wallet_says_how_to_give_one(tmp_path):
         configured(tmp_path, '[wallet]\nuri_file = "/none"', {})
 
 
+def test_a_wallet_of_the_enclaves_own_has_no_uri_beside_it(tmp_path):
+    assert None is configured(tmp_path, '[wallet]\nbuiltin = "wallet"', {}).wallet_uri
+    with pytest.raises(ConfigError, match="which of the two holds the money"):
+        configured(tmp_path, '[wallet]\nbuiltin = "wallet"')
+
+
 def test_a_bad_wallet_uri_is_not_repeated(tmp_path):
     secret = SecretKey.generate().reveal_secret().hex()
     with pytest.raises(ConfigError) as caught:

@@ -55,7 +55,7 @@ def build_image(
 ) -> Image:
     """A root with busybox and a page, whose first process runs ``command`` in a shell."""
     tar = _root_tar({"www/index.html": PAGE.encode(), **(extra or {})})
-    layer = gzip.compress(tar, mtime=0)
+    layer = gzip.compress(tar, 1, mtime=0)
     config = _json(
         {
             "architecture": "amd64",
@@ -95,7 +95,9 @@ def _root_tar(files: Mapping[str, bytes]) -> bytes:
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
         for name, content in files.items():
-            _add(tar, name, content, 0o755 if name.startswith("bin/") else 0o644)
+            # The loader of programs must be executable as well.
+            runs = "bin/" in name or ".so" in name
+            _add(tar, name, content, 0o755 if runs else 0o644)
     return buffer.getvalue()
 
 

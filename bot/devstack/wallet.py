@@ -5,7 +5,7 @@ python -m bot.devstack.wallet --relay ws://… --state DIR --admin PUBKEY [--fun
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bot.relay.pool import RelayPool
 from nips import kinds
 from nips.crypto import is_pubkey
 from nips.errors import BadInput
-from nips.event import VerifiedEvent, sign_event
+from nips.event import Tag, VerifiedEvent, sign_event
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip04 import is_nip04
@@ -67,7 +67,8 @@ class WalletService:
             "make_invoice_for": self._make_invoice_for,
         }
 
-    async def announce(self) -> None:
+    async def announce(self, more: Sequence[Tag] = ()) -> None:
+        """``more``: tags that say where it is, and prove who it is."""
         now = self._clock.now()
         tags = [
             ("encryption", "nip44_v2 nip04"),
@@ -81,7 +82,9 @@ class WalletService:
             ("maxBalance", "100000000000"),
             ("t", "debug"),
         ]
-        await self._pool.publish(sign_event(self._key, kinds.WALLET_SERVICE, "", limits, now))
+        await self._pool.publish(
+            sign_event(self._key, kinds.WALLET_SERVICE, "", [*limits, *more], now)
+        )
 
     async def run(self) -> None:
         us = {"p": frozenset({self._key.pubkey})}

@@ -12,12 +12,13 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from bot.adapters.relay_events import RelayEvents
 from bot.boot.supervisor import Program, Supervisor
 from bot.clock import SystemClock
 from bot.devstack import registry
@@ -39,13 +40,27 @@ from bot.devstack.root import image_tree
 from bot.devstack.sample import Image
 from bot.devstack.spaces import Booted, Space, join, run
 from bot.devstack.stack import Stack, toml, wallet_program, write_key, write_secret
+from bot.devstack.wallet_image import wallet_image
+from nips import kinds
+from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip47 import format_uri
 
 RELAY_PORT = 7_777
 PACKAGES = "usr/local/lib/python3.13/dist-packages"
 CONTAINER_PORT = 7_070
+# The dev wallet is Python: it needs the memory of three.
+WALLET_UNITS = 3
 MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Own:
+    """A container of the instance's own."""
+
+    image: Image
+    units: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,6 +80,16 @@ class Net:
     @property
     def host(self) -> tuple[str, str]:
         return f"10.214.{self.number}.1", f"10.214.{self.number}.2"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is asked of the whole stack."""
+
+    policy: dict[str, Any]
+    kind: str
+    builtins: Mapping[str, Own]
+    own_wallet: bool
 
 
 @dataclass(kw_only=True)
@@ -157,10 +182,11 @@ async def whole_stack(
     policy: dict[str, Any],
     *,
     kind: str = "tun",
-    builtins: Mapping[str, Image] | None = None,
+    builtins: Mapping[str, Own] | None = None,
+    own_wallet: bool = False,
 ) -> AsyncIterator[Stack]:
     """As `bot.devstack.stack.stack`, but the enclave is a machine. ``kind``: the data plane, tun or nfqueue. ``builtins``:
-    images of the instance's own containers, by name; each gets a unit."""
+    the instance's own containers, by name; ``own_wallet``: the wallet is one more of them."""
     say("building the enclave's root from the Dockerfile (some minutes the first time)")
     image = await trio.to_thread.run_sync(image_tree)
     remove_leftovers()
@@ -179,7 +205,8 @@ async def whole_stack(
                 await _wire(net, internet, parent)
                 place = EnginePlace(folder, machine.name, net.internet, net.parent)
                 on = Ground(place, supervisor, nursery, internet)
-                yield await _populate(on, say, policy, net, parent, machine, kind, builtins or {})
+                scene = Scene(policy, kind, dict(builtins or {}), own_wallet)
+                yield await _populate(on, say, scene, net, parent, machine)
             finally:
                 with trio.CancelScope(shield=True):
                     machine.cut_power()
@@ -208,14 +235,7 @@ async def _wire(net: Net, internet: Space, parent: Space) -> None:
 
 
 async def _populate(
-    on: Ground,
-    say: Say,
-    policy: dict[str, Any],
-    net: Net,
-    parent: Space,
-    machine: Booted,
-    kind: str,
-    builtins: Mapping[str, Image],
+    on: Ground, say: Say, scene: Scene, net: Net, parent: Space, machine: Booted
 ) -> Stack:
     folder, (wallet, client, payer) = on.place.folder, [SecretKey.generate() for _ in range(3)]
     relay_url = f"ws://{net.internet}:{RELAY_PORT}"
@@ -224,20 +244,43 @@ async def _populate(
     say("starting relay, registry and key escrow on the internet")
     await _start_relay(on, relay_url)
     await _start_registry(on)
-    named = {name: await _pushed(on, name, image) for name, image in builtins.items()}
-    enclave = _found(on, relay_url, net, parent, machine, kind, policy, named)
+    own = dict(scene.builtins)
+    if scene.own_wallet:
+        say("packing the dev wallet as a container of the enclave's own")
+        own["wallet"] = await _wallet(relay_url, payer)
+    named = {name: await _pushed(on, name, container) for name, container in own.items()}
+    enclave = _found(on, relay_url, net, parent, machine, scene, named)
     await enclave.start_escrow()
-    say("starting the dev wallet, with a faucet for the payer")
-    await on.supervisor.start(
-        on.nursery,
-        wallet_program(on, relay_url, client.pubkey, payer.pubkey, extension=True, after="relay"),
-    )
+    if not scene.own_wallet:
+        say("starting the dev wallet, with a faucet for the payer")
+        program = wallet_program(
+            on, relay_url, client.pubkey, payer.pubkey, extension=True, after="relay"
+        )
+        await on.supervisor.start(on.nursery, program)
     say("starting the parent, which keeps what it cannot read")
     await enclave.start_parent()
     say("power on")
     await enclave.start()
     instance = await enclave.ready()
-    return Stack(on, enclave, relay_url, "", wallet.pubkey, instance, payer, folder / "state")
+    service = await _announced_wallet(relay_url, instance)
+    return Stack(on, enclave, relay_url, "", service, instance, payer, folder / "state")
+
+
+async def _wallet(relay_url: str, payer: SecretKey) -> Own:
+    env = {"NWC_RELAYS": relay_url, "WALLET_FUND": f"{payer.pubkey}=10000000"}
+    return Own(await trio.to_thread.run_sync(wallet_image), WALLET_UNITS, env)
+
+
+async def _announced_wallet(relay_url: str, instance: str) -> str:
+    """The key of the wallet that the instance says it has."""
+    events = RelayEvents([relay_url])
+    wanted = Filter(authors=frozenset({instance}), kinds=frozenset({kinds.ANNOUNCEMENT}))
+    with trio.fail_after(60):
+        while True:
+            for event in await events.find([wanted], [relay_url]):
+                if told := event.tag("wallet"):
+                    return told
+            await trio.sleep(0.3)
 
 
 def _found(
@@ -246,8 +289,7 @@ def _found(
     net: Net,
     parent: Space,
     machine: Booted,
-    kind: str,
-    policy: dict[str, Any],
+    scene: Scene,
     builtins: dict[str, Any],
 ) -> WholeEnclave:
     folder, now = on.place.folder, SystemClock().now()
@@ -257,7 +299,7 @@ def _found(
     layer = folder / "layer-1"
     enclave = WholeEnclave(
         on, folder / "unused.toml", relay_url, people, escrow_people, layer, has_parent=True,
-        parent_space=parent, machine=machine, kind=kind, server=_server(net, relay_url, on, policy),
+        parent_space=parent, machine=machine, kind=scene.kind, server=_server(net, relay_url, on, scene),
     )  # fmt: skip
     escrow = {"repo": ESCROW_SOURCE, "signer_pubkeys": [escrow_people.maintainer.pubkey]}
     enclave.write_layer(
@@ -272,8 +314,11 @@ def _found(
     return enclave
 
 
-def _server(net: Net, relay_url: str, on: Ground, policy: dict[str, Any]) -> dict[str, Any]:
+def _server(net: Net, relay_url: str, on: Ground, scene: Scene) -> dict[str, Any]:
     """The enclave's one configuration, as an operator would write it."""
+    from_outside = {"uri_file": "/etc/enclaved/wallet.uri"}
+    # A wallet with a Python of its own is no small image.
+    images_bytes = (512 if scene.own_wallet else 256) * MIB
     return {
         "server": {
             "name": "demo",
@@ -282,7 +327,7 @@ def _server(net: Net, relay_url: str, on: Ground, policy: dict[str, Any]) -> dic
             "builtins": "/etc/enclaved/enclaved.json",
         },
         "relays": {"urls": [relay_url]},
-        "wallet": {"uri_file": "/etc/enclaved/wallet.uri"},
+        "wallet": {"builtin": "wallet"} if scene.own_wallet else from_outside,
         "engine": {
             "socket": "/run/enclaved/docker.sock",
             "cgroup_parent": "/tenants",
@@ -302,19 +347,21 @@ def _server(net: Net, relay_url: str, on: Ground, policy: dict[str, Any]) -> dic
             "network": "/etc/enclaved/network.toml",
             "log_dir": "/run/log",
             "state_bytes": 256 * MIB,
-            "fetched_bytes": 256 * MIB,
+            "fetched_bytes": images_bytes,
             "layers_bytes": 512 * MIB,
-            "incoming_bytes": 256 * MIB,
+            "incoming_bytes": images_bytes,
         },
         # Few, so that a small machine has the memory for all of them.
-        "policy": policy | {"capacity": {"total_units": 10, **policy.get("capacity", {})}},
+        "policy": scene.policy
+        | {"capacity": {"total_units": 10, **scene.policy.get("capacity", {})}},
     }
 
 
-async def _pushed(on: Ground, name: str, image: Image) -> dict[str, Any]:
+async def _pushed(on: Ground, name: str, own: Own) -> dict[str, Any]:
     """As ``enclaved.json`` has it."""
-    await on.push(f"own/{name}", "1", image)
-    return {"image": f"{on.registry_host}/own/{name}@{image.digest}", "units": 1}
+    await on.push(f"own/{name}", "1", own.image)
+    image = f"{on.registry_host}/own/{name}@{own.image.digest}"
+    return {"image": image, "units": own.units, "env": dict(own.env)}
 
 
 async def _start_relay(on: Ground, url: str) -> None:

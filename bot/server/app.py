@@ -19,8 +19,10 @@ import bot.server.http.server
 from bot.adapters.disks.copies import DiskCopies
 from bot.adapters.docker_engine import HOST_NAME, DockerConfig, DockerEngine
 from bot.adapters.enclave_network import EnclaveNetwork
+from bot.adapters.engine.names import container_name
 from bot.adapters.engine.room import make_room, shortages
 from bot.adapters.image_store import ImageStore, StoreConfig
+from bot.adapters.nwc_client import Whereabouts, known
 from bot.adapters.nwc_wallet import NwcWallet
 from bot.adapters.oci_registry import OciRegistry
 from bot.adapters.relay_events import RelayEvents
@@ -33,7 +35,7 @@ from bot.boot.unlock import Halted
 from bot.boot.wake import Awake, folders_of, parent_of, tell_parent, wake
 from bot.builtins import load_builtins
 from bot.clock import SystemClock, boot_id
-from bot.config import Config, images_folder
+from bot.config import Config, ConfigError, images_folder
 from bot.parent.wire import SHUTDOWN
 from bot.relay.gate import raise_descriptor_limit
 from bot.relay.pool import RelayPool
@@ -44,12 +46,13 @@ from bot.server.inbox import Inbox
 from bot.server.intake import catch_up, feed, run_pump, run_requests, subscribe
 from bot.server.loops import TrioTasks, look_at_engine, loops, run_escrow, run_hints, run_loop
 from bot.server.outlet import Outlet
+from bot.server.own_wallet import OwnWallet
 from bot.server.parts import App, TrioNudges
 from bot.server.status import Status, run_status
 from handlers.alarms import Alarm, Alarms
 from handlers.context import Builtin, Context, OnThisDisk, Policy, Presence, own_units
 from handlers.domain.lifecycle import State
-from handlers.duties.builtins import keep_builtins
+from handlers.duties.builtins import find_own, keep_builtins
 from nips.event import VerifiedEvent
 from nips.keys import SecretKey
 from nips.relay_url import normal_url
@@ -58,6 +61,7 @@ log = structlog.get_logger()
 VERSION = "0.1.0"
 # On a file system that images have for themselves.
 OWN_DISK_FREE_BYTES = 8 << 20
+WALLET_S = 60
 # Each may be kept for two days.
 MOST_REFUSED_IDS = 20_000
 
@@ -81,7 +85,8 @@ async def start(config: Config, *, forget_state: bool = False) -> AsyncIterator[
             if relay is not None:
                 relays = config.relays
                 await relay.serve_for("configured", relays.served_pubkeys())
-                await relay.serve_for("wallet", [config.wallet_uri.wallet_pubkey])
+                if config.wallet_uri is not None:
+                    await relay.serve_for("wallet", [config.wallet_uri.wallet_pubkey])
                 await nursery.start(relay.serve, relays.embedded_host, relays.embedded_port)
             awake = await _wake(
                 config, for_escrow, own_urls, clock, status, forget_state=forget_state
@@ -163,7 +168,9 @@ async def _build(
     images = ImageStore(_store_config(config, key), registry, clock)
     engine = DockerEngine(_docker_config(config, key), images, this_boot, clock)
     pool = RelayPool(clock, auth_key=key)
-    wallet = NwcWallet(config.wallet_uri, clock, any_payee=config.wallet.any_payee)
+    own_wallet = _own_wallet(config, builtins, awake, relay)
+    where = own_wallet.where if own_wallet is not None else _known_wallet(config)
+    wallet = NwcWallet(where, clock, any_payee=config.wallet.any_payee)
     presence = Presence(
         name=config.server.name,
         about=config.server.about,
@@ -192,6 +199,7 @@ async def _build(
         durability=status.checkpointer or OnThisDisk(),
         alarms=status.alarms,
         builtins=builtins,
+        own_wallet=config.wallet.builtin,
     )
     inbox = Inbox(key.pubkey, seen, refused, config.inbox)
     outlet = Outlet(pool, relay, own_urls)
@@ -212,6 +220,7 @@ async def _build(
             status.checkpointer,
             status.network,
             status,
+            own_wallet,
         )
     finally:
         with trio.CancelScope(shield=True):
@@ -220,6 +229,27 @@ async def _build(
         seen.close()
         refused.close()
         store.close()
+
+
+def _own_wallet(
+    config: Config, builtins: Sequence[Builtin], awake: Awake, relay: RelayServer | None
+) -> OwnWallet | None:
+    """Raises `ConfigError` where there could be none."""
+    name = config.wallet.builtin
+    if name is None:
+        return None
+    if name not in [builtin.name for builtin in builtins]:
+        raise ConfigError(f"[wallet] builtin: no container {name} is named in [server] builtins")
+    if awake.proof is None or not config.containers.port:
+        raise ConfigError(
+            "[wallet] builtin: a wallet proves its key to an enclave: [attestation] nsm and [containers] port are needed"
+        )
+    return OwnWallet(name, awake.key, relay)
+
+
+def _known_wallet(config: Config) -> Whereabouts:
+    assert config.wallet_uri is not None  # noqa: S101 - as read, it has a URI or a builtin
+    return known(config.wallet_uri)
 
 
 def _log_alarm(alarm: Alarm, reason: str | None) -> None:
@@ -325,7 +355,15 @@ async def _copy_disks_too(app: App, checkpointer: Checkpointer) -> None:
     copies = DiskCopies(app.engine.disks, app.config.engine.cgroup_parent)
     disks = EngineDisks(app.engine, copies)
     await disks.thaw()
-    checkpointer.with_disks(disks)
+    checkpointer.with_disks(disks, partial(_holding_money, app.ctx))
+
+
+async def _holding_money(ctx: Context) -> frozenset[str]:
+    """Our own wallet, if we have one: by its name at the engine."""
+    if ctx.own_wallet is None:
+        return frozenset()
+    row = await ctx.store.read(find_own, ctx.key.pubkey, ctx.own_wallet)
+    return frozenset([container_name(row.pubkey)] if row is not None else [])
 
 
 async def _tidy_disks(app: App) -> None:
@@ -350,11 +388,7 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
         subscribe(app)
         nursery.start_soon(app.wallet.run)
         nursery.start_soon(run_pump, app, send)
-        with trio.move_on_after(60) as slow:
-            await app.wallet.wait_ready()
-        if slow.cancelled_caught:
-            log.warning("the wallet does not answer yet; going on without it")
-            nursery.start_soon(app.wallet.wait_ready)
+        await _wait_for_wallet(app, nursery)
         if app.config.http.port:
             await nursery.start(
                 bot.server.http.server.serve,
@@ -384,6 +418,16 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
         app.status.steps.reach(Step.READY)
         log.info("ready", pubkey=app.ctx.key.pubkey, relays=app.ctx.presence.relay_urls)
         task_status.started()
+
+
+async def _wait_for_wallet(app: App, nursery: trio.Nursery) -> None:
+    """Our own one is started by us, and comes later."""
+    with trio.move_on_after(0 if app.own_wallet is not None else WALLET_S) as slow:
+        await app.wallet.wait_ready()
+    if slow.cancelled_caught:
+        if app.own_wallet is None:
+            log.warning("the wallet does not answer yet; going on without it")
+        nursery.start_soon(app.wallet.wait_ready)
 
 
 def _ends(scope: trio.CancelScope) -> Callable[[str], None]:

@@ -16,6 +16,7 @@ import trio
 from bot.adapters.disks.copies import Copying, DiskCopies
 from bot.adapters.disks.disks import LAYER, VOLUMES
 from bot.adapters.docker_engine import DockerEngine
+from bot.adapters.engine.cgroup import DoesNotStandStill
 from bot.boot.put_back import BOOKS
 from bot.boot.secret import encode_secret
 from bot.boot.unlock import OVERTAKEN, Halted, Overtaken, Unlocked
@@ -41,6 +42,10 @@ MOST_UNANCHORED = 16
 # So long, at most, we wait for the parent when nothing depends on his answer.
 SETTLE_S = 20.0
 TELL_S = 5.0
+
+
+async def _no_containers() -> frozenset[str]:
+    return frozenset()
 
 
 @dataclass(frozen=True)
@@ -93,17 +98,24 @@ class Checkpointer:
         self._holders = unlocked.secret.holders
         self._next_full_s = trio.current_time()
         self._disks: EngineDisks | None = None
+        self._money: Callable[[], Awaitable[frozenset[str]]] = _no_containers
         self.newest: Newest | None = None
         self.anchored: Head | None = None
 
-    def with_disks(self, disks: EngineDisks) -> None:
-        """Copy containers' disks as well, from now on: once there is an engine."""
-        self._disks = disks
+    def with_disks(
+        self, disks: EngineDisks, money: Callable[[], Awaitable[frozenset[str]]]
+    ) -> None:
+        """Copy containers' disks as well, from now on: once there is an engine. ``money``: containers that hold some of
+        ours, whose disks go with the books: what the books say was received must lie there after a restore."""
+        self._disks, self._money = disks, money
+
+    def soon(self) -> None:
+        self._wanted += 1
+        self._nudge()
 
     async def reached(self) -> bool:
-        self._wanted += 1
+        self.soon()
         mine = self._wanted
-        self._nudge()
         with trio.move_on_after(PATIENCE_S):
             # A try that begins from now on covers all that is written now; when it fails, we are told at once.
             while self._tried < mine:
@@ -141,7 +153,7 @@ class Checkpointer:
         mine, anchored = self._wanted, False
         try:
             anchored = await self._save(full=full)
-        except BlobsFailed as error:
+        except (BlobsFailed, DoesNotStandStill) as error:
             log.warning("checkpoint failed", reason=str(error))
         except Halted:
             raise
@@ -215,28 +227,36 @@ class Checkpointer:
         raise Overtaken(OVERTAKEN)
 
     async def _put_books(self) -> int:
-        """The books alone, upon all else as it was; how many bytes, none when nothing was written since."""
-        books, last = await self._changed(BOOKS), self._unlocked.saver.last
-        if books is None:
+        """Money alone, upon all else as it was; how many bytes, none when nothing was written since."""
+        money = await self._money()
+        books, copying = await self._changed(BOOKS), Copying(only=money, must=money)
+        # After the books, which must not know more than the wallet.
+        disks = await trio.to_thread.run_sync(list, await self._copies(copying))
+        changed = [*([books] if books is not None else []), *disks]
+        if not changed:
             return 0
-        same = [e.name for e in last.manifest.entries if e.name != BOOKS] if last else []
-        return await self._put([books], same)
+        names, last = {snapshot.name for snapshot in changed}, self._unlocked.saver.last
+        same = [e.name for e in last.manifest.entries if e.name not in names] if last else []
+        return await self._put(changed, same, copying)
 
     async def _put_all(self) -> int:
         """Everything that changed. Disks are copied in their turn, so that only one container's are in memory."""
         names = (BOOKS, *OTHERS)
         found = [snapshot for name in names if (snapshot := await self._changed(name)) is not None]
         fresh = {snapshot.name for snapshot in found}
-        copying = Copying(same=[name for name in names if name not in fresh])
-        disks: Iterator[Snapshot] = iter(())
-        if self._disks is not None:
-            disks = await self._disks.copies(copying, self._unlocked.saver.is_kept)
-        put_bytes = await self._put(chain(found, disks), copying.same)
-        if self._disks is not None:
-            self._disks.kept(copying)
-        return put_bytes
+        same = [name for name in names if name not in fresh]
+        copying = Copying(must=await self._money(), same=same)
+        disks = await self._copies(copying)
+        return await self._put(chain(found, disks), copying.same, copying)
 
-    async def _put(self, snapshots: Iterable[Snapshot], same: Sequence[str]) -> int:
+    async def _copies(self, copying: Copying) -> Iterator[Snapshot]:
+        if self._disks is None:
+            return iter(())
+        return await self._disks.copies(copying, self._unlocked.saver.is_kept)
+
+    async def _put(
+        self, snapshots: Iterable[Snapshot], same: Sequence[str], copying: Copying
+    ) -> int:
         digests: dict[str, str] = {}
         holders = self._unlocked.keeper.holders
         secret = replace(self._unlocked.secret, holders=holders)
@@ -245,6 +265,8 @@ class Checkpointer:
         )
         self._digests |= digests
         self._holders = holders
+        if self._disks is not None:
+            self._disks.kept(copying)
         return saved.put_bytes
 
     async def _changed(self, name: str) -> Snapshot | None:

@@ -126,10 +126,14 @@ class InstanceAnnouncer:
         self._urls = (*presence.relay_urls, *presence.announce_urls)
         self._announcement = Announcement(app.outlet)
         self._due_at = -float("inf")
-        self._told: tuple[int, str | None] | None = None
+        self._told: tuple[int, str | None, str | None] | None = None
 
     async def once(self, ctx: Context) -> None:
-        told = (await ctx.store.read(held_units), ctx.alarms.no_containers_because)
+        told = (
+            await ctx.store.read(held_units),
+            ctx.alarms.no_containers_because,
+            ctx.wallet.service_pubkey,
+        )
         if told != self._told or trio.current_time() >= self._due_at:
             events, again_in_s = await instance_events(ctx)
             self._due_at, self._told = trio.current_time() + again_in_s, told
@@ -203,8 +207,10 @@ async def _prune(app: App, ctx: Context) -> None:
 def loops(app: App, nursery: trio.Nursery) -> tuple[Loop, ...]:
     """Everything that a running server does again and again."""
     outbox = Outbox(app.ctx, app.outlet, Strangers(app.outlet, nursery))
+    own = [Loop("own wallet", app.own_wallet.once, 1)] if app.own_wallet is not None else []
     return (
         *duties(app.config.policy),
+        *own,
         Loop("outbox", outbox.once, 2, nudge="outbox", rest_s=0.05),
         Loop("announce instance", InstanceAnnouncer(app).once, 5),
         Loop("head", HeadTeller(app).once, HEAD_EVERY_S),

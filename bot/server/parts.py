@@ -13,6 +13,7 @@ from bot.server.checkpoints import Checkpointer
 from bot.server.inbox import Inbox
 from bot.server.nudge import Nudge
 from bot.server.outlet import Outlet
+from bot.server.own_wallet import OwnWallet
 from bot.server.status import Status
 from handlers.context import Context
 from keycrux_client.refresh import Keeper
@@ -54,3 +55,5 @@ class App:
     checkpointer: Checkpointer | None = None
     network: EnclaveNetwork | None = None
     status: Status = field(default_factory=Status)
+    # None where the operator has it.
+    own_wallet: OwnWallet | None = None

@@ -60,6 +60,8 @@ async def withdraw(
     ctx.nudge.announce()
     match result.status:
         case PayStatus.SETTLED:
+            # It is paid whatever comes of this; but whoever hears so is not to see it undone with a wallet of ours.
+            await ctx.durability.reached()
             return _result(outgoing, "settled", result.preimage)
         case PayStatus.FAILED:
             return unavailable(

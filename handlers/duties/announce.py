@@ -44,6 +44,7 @@ async def instance_events(ctx: Context) -> tuple[list[VerifiedEvent], int]:
         interval_s=policy.tariff.interval_s,
         units_free=free,
         units_total=policy.capacity.total_units - own_units(ctx.builtins),
+        wallet=_wallet(ctx),
     )
     signatures = ctx.proof.signatures if ctx.proof is not None else Signatures()
     events = [
@@ -55,6 +56,13 @@ async def instance_events(ctx: Context) -> tuple[list[VerifiedEvent], int]:
     if root is None:
         return events, HOURLY_S
     return events, max(60, min(HOURLY_S, root.attested.not_after - now - MARGIN_S))
+
+
+def _wallet(ctx: Context) -> tuple[str, str] | None:
+    """Whose it is matters: the operator of his own wallet could take what lies in it."""
+    service = ctx.wallet.service_pubkey
+    whose = "operator" if ctx.own_wallet is None else "enclave"
+    return (service, whose) if service is not None else None
 
 
 async def current_root(ctx: Context) -> Root | None:

@@ -35,7 +35,7 @@ async def keep_builtins(ctx: Context) -> None:
 
 async def _keep(ctx: Context, wanted: Builtin) -> str | None:
     """What stands in its way."""
-    row = await ctx.store.read(_find, ctx.key.pubkey, wanted.name)
+    row = await ctx.store.read(find_own, ctx.key.pubkey, wanted.name)
     if row is not None and _is_as(row, wanted):
         await ctx.store.write(_revive, ctx.facts(), row.pubkey)
         return None
@@ -52,7 +52,8 @@ async def _keep(ctx: Context, wanted: Builtin) -> str | None:
     return None
 
 
-def _find(tx: Tx, instance: str, name: str) -> Container | None:
+def find_own(tx: Tx, instance: str, name: str) -> Container | None:
+    """The row of a container of our own."""
     rows = tx.containers.list_of(instance, MOST)
     return next((row for row in rows if row.name == name), None)
 
@@ -82,7 +83,7 @@ def _row(ctx: Context, wanted: Builtin, found: ResolvedImage, image: str) -> Con
 
 
 def _add(tx: Tx, row: Container) -> None:
-    if _find(tx, row.admin, row.name) is None:
+    if find_own(tx, row.admin, row.name) is None:
         tx.containers.add(row)
 
 

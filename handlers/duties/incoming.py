@@ -110,6 +110,7 @@ def _post(tx: Tx, facts: Facts, entry: Entry, container: str) -> None:
 
 
 def _nudge_all(ctx: Context) -> None:
+    ctx.durability.soon()
     ctx.nudge.reconcile()
     ctx.nudge.announce()
     ctx.nudge.outbox()

@@ -24,6 +24,8 @@ from handlers.tables import Tx
 from handlers.transitions import paid, tell_admin
 from nips.keys import SecretKey
 
+FINAL = (PayStatus.SETTLED, PayStatus.FAILED)
+
 
 async def send(ctx: Context, outgoing: Outgoing, wallet_key: SecretKey | None) -> PayResult:
     """Hand a payment that is written down to the wallet, once; not before a restore would know of it, or another life
@@ -53,8 +55,14 @@ async def look_up(ctx: Context, payment_id: str) -> None:
     result = await _ask(ctx, outgoing)
     if result.status is PayStatus.ABSENT and is_over(outgoing.valid_until, ctx.clock.now()):
         result = await _judge_absence(ctx, outgoing, result)
-    await ctx.store.write(book, ctx.facts(), payment_id, result)
+    await _book(ctx, outgoing, result)
+
+
+async def _book(ctx: Context, outgoing: Outgoing, result: PayResult) -> None:
+    await ctx.store.write(book, ctx.facts(), outgoing.payment_id, result)
     ctx.dues.hurry(outgoing.source.removeprefix("container:"))
+    if result.status in FINAL:
+        ctx.durability.soon()
 
 
 async def hear(ctx: Context, payment_hash: str, said: PayResult) -> None:
@@ -62,9 +70,8 @@ async def hear(ctx: Context, payment_hash: str, said: PayResult) -> None:
     outgoing = await ctx.store.read(lambda tx: tx.outgoing.find_by_hash(payment_hash))
     if outgoing is None:
         return
-    if said.status in (PayStatus.SETTLED, PayStatus.FAILED):
-        await ctx.store.write(book, ctx.facts(), outgoing.payment_id, said)
-        ctx.dues.hurry(outgoing.source.removeprefix("container:"))
+    if said.status in FINAL:
+        await _book(ctx, outgoing, said)
     else:
         await look_up(ctx, outgoing.payment_id)
 

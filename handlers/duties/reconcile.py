@@ -13,6 +13,7 @@ from handlers.domain.lifecycle import Happening, State
 from handlers.domain.limits import limits_for
 from handlers.domain.plan import Do, Wanted, plan
 from handlers.domain.trial import LONGEST_WAIT_S, TELL_AT, Progress, ended, started
+from handlers.duties.own_wallet import wallet_environment
 from handlers.ports import CannotStart, ContainerSpec
 from handlers.records import Container
 from handlers.tables import Tx
@@ -159,7 +160,7 @@ def _ended(tx: Tx, facts: Facts, pubkey: str, reason: str) -> None:
 
 def _environment(ctx: Context, row: Container) -> dict[str, str]:
     """What a container is told of where it runs, and how it reaches us from inside."""
-    told = {"ENCLAVED": ctx.env.value}
+    told = {"ENCLAVED": ctx.env.value} | wallet_environment(ctx, row)
     if ctx.presence.container_endpoint is not None:
         told["ENCLAVED_ENDPOINT"] = ctx.presence.container_endpoint
         told["ENCLAVED_TOKEN"] = container_token(ctx, row.pubkey, row.generation)

@@ -28,6 +28,8 @@ class InstanceFacts:
     interval_s: int
     units_free: int
     units_total: int
+    # The wallet's key, and whose it is; None while it is not known.
+    wallet: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def build_announcement(
         ("units_total", str(facts.units_total)),
     ]
     tags += [("relay", url) for url in facts.relay_urls]
+    if facts.wallet is not None:
+        tags.append(("wallet", *facts.wallet))
     if root is not None:
         tags += proof_tags(root, signatures)
     return sign_event(key, kinds.ANNOUNCEMENT, facts.about, tags, now)

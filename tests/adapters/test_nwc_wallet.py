@@ -454,7 +454,7 @@ async def test_requests_expire_so_that_unknown_comes_to_an_end(book):
     async with running(book) as wallet:
         request = build_request(
             wallet.test_admin,
-            wallet._uri.wallet_pubkey,
+            wallet.service_pubkey,
             "pay_invoice",
             {},
             now=now,

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from bot.adapters.disks.disks import LAYER
+from bot.adapters.engine.cgroup import DoesNotStandStill
 from bot.boot.line import Line, NoLine
 from bot.boot.put_back import Folders, put_back
 from bot.boot.secret import encode_secret
@@ -507,6 +508,56 @@ async def test_while_escrow_takes_nothing_a_few_are_kept_and_then_it_catches_up(
     assert sum(map(is_manifest_name, blobs.kept)) <= KEPT
     await put_back(await boot(), Folders(tmp_path / "elsewhere", None), Progress())
     assert list(range(60)) == written(tmp_path / "elsewhere")
+
+
+# -- a wallet of our own ---------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeDisks:
+    """Disks of two containers, one of which holds our money, as `EngineDisks`."""
+
+    content: dict = field(default_factory=lambda: {"wallet": b"w", "tenant": b"t"})
+    stuck: bool = False
+
+    async def copies(self, copying, is_kept):
+        return self._copies(copying)
+
+    def _copies(self, copying):
+        for name, raw in self.content.items():
+            if copying.only is not None and name not in copying.only:
+                continue
+            if name in copying.must and self.stuck:
+                raise DoesNotStandStill("it runs")
+            yield Snapshot(f"{name}{LAYER}", 70_000, ((0, raw.ljust(65_536, b"x")),))
+
+    def kept(self, copying):
+        pass
+
+
+async def test_what_holds_our_money_goes_with_the_books_or_the_books_do_not_go(
+    place, escrow, tmp_path
+):
+    boot, _, folder = place
+    disks = FakeDisks()
+
+    async def money():
+        return frozenset({"wallet"})
+
+    checkpointer = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    checkpointer.with_disks(disks, money)
+    assert await checkpointer._try(full=True)
+    write(folder, 1)
+    disks.content = {"wallet": b"paid", "tenant": b"worked"}
+    assert await checkpointer._try(full=False)
+    write(folder, 2)
+    disks.stuck = True
+    for full in (False, True):
+        assert not await checkpointer._try(full=full)
+    await put_back(await boot(), Folders(tmp_path / "home", tmp_path / "disks"), Progress())
+    assert [1] == written(tmp_path / "home")
+    back = {p.stem: p.read_bytes()[:6].strip(b"x") for p in (tmp_path / "disks").iterdir()}
+    assert {"wallet": b"paid", "tenant": b"t"} == back
 
 
 # -- back to files ---------------------------------------------------------------------------------------

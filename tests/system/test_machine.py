@@ -10,6 +10,7 @@ import trio
 
 from bot.devstack.root import image_tree
 from bot.devstack.sample import build_image
+from bot.devstack.whole import Own
 from tests.conftest import REPO
 from tests.system.test_life import (
     COUNTS,
@@ -159,7 +160,7 @@ async def until_own(on, other_than=None):
 
 async def test_a_container_of_the_instances_own_runs_before_and_after_everything():
     image = build_image(OWN, ports=())
-    async with living(builtins={"wallet": image}) as (on, tenant):
+    async with living(builtins={"clock": Own(image)}) as (on, tenant):
         pid = await until_own(on)
         quoted = await tenant.call("quote", docker=await on.ground.push("a/b", "1", image))
         assert 10 == quoted["units_free"], "its unit is not one of those that are for sale"

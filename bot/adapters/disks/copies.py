@@ -27,9 +27,11 @@ Counters = dict[str, tuple[str, ...]]
 
 @dataclass
 class Copying:
-    """One checkpoint's worth. ``same``: files that the last checkpoint has as they are; ``counters`` as of the copies;
-    ``pauses_s``: how long each container stood still."""
+    """One checkpoint's worth. ``only``: these containers, None for all; ``must``: these, or nothing at all. ``same``: files that the last checkpoint has as they
+    are; ``counters`` as of the copies; ``pauses_s``: how long each container stood still."""
 
+    only: frozenset[str] | None = None
+    must: frozenset[str] = frozenset()
     same: list[str] = field(default_factory=list)
     counters: Counters = field(default_factory=dict)
     pauses_s: list[float] = field(default_factory=list)
@@ -54,8 +56,9 @@ class DiskCopies:
         self, copying: Copying, running: Mapping[str, str], is_kept: Callable[[str], bool]
     ) -> Iterator[Snapshot]:
         """One container after another. ``running``: name → id of those that run; ``is_kept``: whether the last checkpoint
-        has that file. What cannot be copied this time is taken from there."""
-        for name in self._disks.names():
+        has that file. What cannot be copied this time is taken from there. Raises `DoesNotStandStill` or `OSError` for one that
+        must be copied."""
+        for name in (n for n in self._disks.names() if copying.only is None or n in copying.only):
             images = self._disks.of(name)
             files = [image.name for image in images]
             for where in filter(None, images.values()):
@@ -68,12 +71,15 @@ class DiskCopies:
             try:
                 yield from self._copied(copying, images, running.get(name))
             except (DoesNotStandStill, OSError) as error:
+                if name in copying.must:
+                    raise
                 log.warning("disks are not copied this time", container=name, reason=str(error))
                 copying.same += [file for file in files if is_kept(file)]
 
     def kept(self, copying: Copying) -> None:
         """These copies are in a checkpoint now: what did not change since need not be read again."""
-        self._counters = copying.counters
+        kept = {} if copying.only is None else self._counters
+        self._counters = kept | copying.counters
 
     def _stood_still(self, counters: Counters) -> bool:
         return all(self._counters.get(name) == now for name, now in counters.items())
