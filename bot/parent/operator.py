@@ -52,6 +52,7 @@ class Operator:
             "blobs": kept.blobs,
             "bytes": kept.bytes,
             "newest_s_ago": None if kept.newest_at is None else round(now - kept.newest_at, 1),
+            "remote_problem": None if self._remote is None else self._remote.problem,
             "remote_lag_s": None if self._remote is None else round(self._remote.lag_s, 1),
         }
 

@@ -71,7 +71,7 @@ def _value(name: str, value: object, kind: Any) -> Any:
 
 
 async def run(config: ParentConfig) -> None:
-    """Until cancelled. Raises OSError, `ProgramFailed`."""
+    """Until cancelled. Raises OSError, `ProgramFailed`, `RemoteFailed`."""
     folder = Folder(config.state / "blobs")
     remote = Remote(folder.path, config.remote, config.rclone_config) if config.remote else None
     if remote is not None:

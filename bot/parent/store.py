@@ -15,6 +15,7 @@ import trio
 
 from bot.checkpoint.blobs import is_manifest_name
 from bot.checkpoint.folder import Folder
+from bot.files import sync_folder
 
 log = structlog.get_logger()
 RETRY_FIRST_S, RETRY_MOST_S = 1.0, 60.0
@@ -23,6 +24,8 @@ WRITE_BYTES = 2 << 20
 COPY_S = 3_600.0
 # rclone's exit code for a folder that does not exist, or not yet.
 NOT_THERE = 3
+# We try again ourselves, and say why: by itself it would be silent for minutes.
+QUICKLY = ("--retries", "1", "--low-level-retries", "3", "--contimeout", "10s", "--timeout", "60s")
 
 
 @dataclass(frozen=True)
@@ -78,54 +81,83 @@ class BlobStore:
 
 
 class Remote:
-    """Another place for the same blobs, through rclone: ``where`` is as rclone writes it (``s3:bucket/folder``)."""
+    """Another place for the same blobs, through rclone: ``where`` is as rclone writes it (``s3:bucket/folder``).
+
+    ``problem``: why the last try failed, until one does not.
+    """
 
     def __init__(self, folder: Path, where: str, config: Path | None = None) -> None:
         self._folder, self._where = folder, where
-        self._options = ["--config", str(config)] if config is not None else []
-        # Names whose copy is not as it should be, and since when.
-        self._waiting: dict[str, float] = {}
+        self._options = [*QUICKLY, *(["--config", str(config)] if config is not None else [])]
+        # Names whose copy is not as it should be: since when, and the number of the last change.
+        self._waiting: dict[str, tuple[float, int]] = {}
+        self._changes = 0
+        # Since when not even everything was copied once.
+        self._all_due_s: float | None = time.monotonic()
         self._woken = trio.Event()
+        self.problem: str | None = None
 
     def changed(self, name: str) -> None:
         """It was put, or deleted."""
-        self._waiting.setdefault(name, time.monotonic())
+        self._changes += 1
+        since_s, _ = self._waiting.get(name, (time.monotonic(), 0))
+        self._waiting[name] = since_s, self._changes
         while len(self._waiting) > MOST_WAITING:
-            # The next copy of everything finds it.
-            self._waiting.pop(next(iter(self._waiting)))
+            # A copy of everything finds it; what was deleted stays there, and costs room only.
+            since_s, _ = self._waiting.pop(next(iter(self._waiting)))
+            self._all_due_s = min(since_s, self._all_due_s or since_s)
         self._woken.set()
 
     @property
     def lag_s(self) -> float:
         """How long the oldest change has been waiting; 0 when all is copied."""
-        return time.monotonic() - min(self._waiting.values()) if self._waiting else 0.0
+        since_s = [at_s for at_s, _ in self._waiting.values()]
+        if self._all_due_s is not None:
+            since_s.append(self._all_due_s)
+        return time.monotonic() - min(since_s) if since_s else 0.0
 
     async def run(self) -> None:
         """All that is here goes there, then each change. Until cancelled."""
-        await self._again_and_again(self._copy_all)
         while True:
+            if self._all_due_s is not None:
+                await self._again_and_again(self._copy_all)
             await self._woken.wait()
             self._woken = trio.Event()
             await self._again_and_again(self._copy_changes)
 
     async def bring_back(self) -> None:
-        """What is there and not here, if there is nothing here: this disk may be a new one. Raises `RemoteFailed`."""
-        if not any(self._folder.iterdir()):
-            await self._rclone("copy", self._where, str(self._folder), fine=(0, NOT_THERE))
+        """What is there, if there is nothing here: this disk may be a new one. Raises `RemoteFailed`, OSError.
+
+        All of it or nothing: what was cut by a power cut would count as ours, and be copied over what is whole there. The
+        next try goes on with what came.
+        """
+        if any(self._folder.iterdir()):
+            return
+        coming = self._folder.with_name(f"{self._folder.name}.coming")
+        coming.mkdir(mode=0o700, exist_ok=True)
+        await self._rclone("copy", self._where, str(coming), fine=(0, NOT_THERE))
+        await trio.to_thread.run_sync(_take_over, coming, self._folder)
 
     async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
         wait_s = RETRY_FIRST_S
         while True:
             try:
                 await work()
+                self.problem = None
                 return
             except RemoteFailed as error:
+                self.problem = str(error)
                 log.warning("remote.failed", reason=str(error), retry_s=wait_s)
             await trio.sleep(wait_s)
             wait_s = min(wait_s * 2, RETRY_MOST_S)
 
     async def _copy_all(self) -> None:
-        await self._rclone("copy", str(self._folder), self._where, "--exclude", ".*")
+        due_s, self._all_due_s = self._all_due_s, None
+        try:
+            await self._rclone("copy", str(self._folder), self._where, "--exclude", ".*")
+        except RemoteFailed:
+            self._all_due_s = due_s
+            raise
 
     async def _copy_changes(self) -> None:
         changes = dict(self._waiting)
@@ -138,9 +170,12 @@ class Remote:
         gone = changes.keys() - there
         if gone:
             listed = "".join(f"{name}\n" for name in sorted(gone)).encode()
-            await self._rclone("delete", self._where, "--files-from", "-", stdin=listed)
-        for name, since in changes.items():
-            if self._waiting.get(name) == since:
+            await self._rclone(
+                "delete", self._where, "--files-from", "-", stdin=listed, fine=(0, NOT_THERE)
+            )
+        for name, change in changes.items():
+            # One that changed again meanwhile may have been copied before that.
+            if self._waiting.get(name) == change:
                 del self._waiting[name]
 
     async def _rclone(
@@ -161,6 +196,12 @@ class Remote:
             raise RemoteFailed(
                 f"rclone {arguments[0]}: {done.stdout.decode(errors='replace')[-300:]}"
             )
+
+
+def _take_over(coming: Path, folder: Path) -> None:
+    """One step, for the folder is empty."""
+    coming.rename(folder)
+    sync_folder(folder.parent)
 
 
 class RemoteFailed(Exception):

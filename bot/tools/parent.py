@@ -124,7 +124,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         ("restore", _progress(report.get("restore"))),
         ("checkpoint", _age(kept["newest_s_ago"])),
         ("blobs", f"{kept['blobs']}, {kept['bytes'] / 2**20:.1f} MiB"),
-        ("remote", "none" if kept["remote_lag_s"] is None else f"{kept['remote_lag_s']} s behind"),
+        ("remote", _remote(kept)),
         ("reported", _age(status["reported_s_ago"])),
         ("ports", ", ".join(map(str, report.get("ports") or [])) or "-"),
         (
@@ -135,6 +135,13 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         ("last log", status["last_log"] or "-"),
     ]
     return [f"{name:<12} {value}" for name, value in rows]
+
+
+def _remote(kept: dict[str, Any]) -> str:
+    if kept["remote_lag_s"] is None:
+        return "none"
+    told = f"{kept['remote_lag_s']} s behind"
+    return told if kept["remote_problem"] is None else f"{told}: {kept['remote_problem']}"
 
 
 def _step(report: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Copies of the blobs on another remote, by real rclone; and the parent as a process, as its operator sees it."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,78 @@ async def test_a_remote_that_fails_lags_and_is_tried_again(tmp_path, nursery, mo
     await until(lambda: there(away / "in") == {"p-1": b"x"})
     with pytest.raises(RemoteFailed):
         await Remote(Folder(tmp_path / "empty").path, "nowhere:x").bring_back()
+
+
+@pytest.mark.parametrize("how", ["replaced", "deleted"])
+async def test_what_changes_while_it_is_copied_is_copied_again(tmp_path, nursery, how):
+    folder, away = Folder(tmp_path / "blobs"), tmp_path / "away"
+    remote = Remote(folder.path, str(away))
+    store, real = BlobStore(folder, remote), remote._rclone
+    has_read, goes_on = trio.Event(), trio.Event()
+
+    async def held(*arguments, **options):
+        await real(*arguments, **options)
+        if "--files-from" in arguments and not has_read.is_set():
+            has_read.set()
+            await goes_on.wait()
+
+    remote._rclone = held
+    nursery.start_soon(remote.run)
+    await store.put("backup", pieces(b"old"))
+    await has_read.wait()
+    if how == "replaced":
+        await store.put("backup", pieces(b"newer"))
+    else:
+        await store.delete(["backup"])
+    goes_on.set()
+    await until(lambda: remote.lag_s == 0)
+    assert ({"backup": b"newer"} if how == "replaced" else {}) == there(away)
+
+
+async def test_a_disk_that_was_half_brought_back_is_not_taken_for_ours(tmp_path, nursery):
+    """A power cut in the middle: what is cut here must never be copied over what is whole there."""
+    away, whole = tmp_path / "away", os.urandom(4 << 20)
+    away.mkdir()
+    for name in ("p-1", "p-2"):
+        (away / name).write_bytes(whole)
+    folder = Folder(tmp_path / "blobs")
+    remote = Remote(folder.path, str(away))
+    remote._options += ["--bwlimit", "2M"]
+    with trio.move_on_after(1.5):
+        await remote.bring_back()
+    assert {} == there(folder.path)
+    folder = Folder(tmp_path / "blobs")
+    remote = Remote(folder.path, str(away))
+    await remote.bring_back()
+    assert {"p-1": whole, "p-2": whole} == there(folder.path) == there(away)
+    nursery.start_soon(remote.run)
+    await BlobStore(folder, remote).put("p-3", pieces(b"x"))
+    await until(lambda: there(away) == {"p-1": whole, "p-2": whole, "p-3": b"x"})
+
+
+async def test_what_was_never_copied_lags_and_says_why(tmp_path, nursery):
+    folder, away = Folder(tmp_path / "blobs"), tmp_path / "away"
+    folder.put("p-0", [b"x"])
+    away.write_text("a file where a folder should be")
+    remote = Remote(folder.path, str(away / "in"))
+    nursery.start_soon(remote.run)
+    await until(lambda: remote.problem is not None)
+    assert "not a directory" in remote.problem
+    assert 0 < remote.lag_s < 60
+    away.unlink()
+    await until(lambda: remote.lag_s == 0 and remote.problem is None)
+    assert {"p-0": b"x"} == there(away / "in")
+
+
+async def test_what_was_put_and_deleted_before_the_first_copy_is_no_problem(tmp_path, nursery):
+    folder, away = Folder(tmp_path / "blobs"), tmp_path / "away"
+    remote = Remote(folder.path, str(away))
+    store = BlobStore(folder, remote)
+    await store.put("p-1", pieces(b"x"))
+    await store.delete(["p-1"])
+    nursery.start_soon(remote.run)
+    await until(lambda: remote.lag_s == 0)
+    assert None is remote.problem
 
 
 # -- the process ------------------------------------------------------------------------------------------

@@ -7,7 +7,13 @@ import pytest
 from bot.tools import parent
 from bot.tools.parent import bar, status_lines
 
-KEPT = {"blobs": 3, "bytes": 1 << 20, "newest_s_ago": 4.2, "remote_lag_s": None}
+KEPT = {
+    "blobs": 3,
+    "bytes": 1 << 20,
+    "newest_s_ago": 4.2,
+    "remote_lag_s": None,
+    "remote_problem": None,
+}
 
 
 def status(**report):
@@ -18,6 +24,12 @@ def status(**report):
         "backups": KEPT,
         "last_log": None,
     }
+
+
+def test_how_far_copies_lag_and_why():
+    told = status(step="ready")
+    told["backups"] = KEPT | {"remote_lag_s": 3.5, "remote_problem": "rclone copy: no such host"}
+    assert "remote       3.5 s behind: rclone copy: no such host" in status_lines(told)
 
 
 def lines(**report):
