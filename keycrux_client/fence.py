@@ -11,7 +11,7 @@ Whoever meets a higher fence knows that he was overtaken. So of two that run at 
 one has written anything, and there is no moment at which both could go on.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 import trio
@@ -46,12 +46,16 @@ class Voters:
 
 
 async def put_fence(
-    client: EscrowClient, key: DiskKey, replies: Mapping[Service, GetReply], fence: Fence
+    client: EscrowClient,
+    keys: Collection[DiskKey],
+    replies: Mapping[Service, GetReply],
+    fence: Fence,
 ) -> frozenset[str]:
-    """At all services that still hold what they replied, if it is ours and under a lower one. Those that took it."""
+    """At all services that still hold what they replied, if it is ours, by any of these keys, and under a lower one. Those
+    that took it."""
     took: set[str] = set()
 
-    async def put(service: Service, value: Stored) -> None:
+    async def put(service: Service, value: Stored, key: DiskKey) -> None:
         text = encode(fenced(key, value, fence))
         if not await client.set(service, text, expected=replies[service].data):
             return
@@ -62,8 +66,8 @@ async def put_fence(
     async with trio.open_nursery() as nursery:
         for service, reply in replies.items():
             value = stored_in(reply)
-            if value is None or not value.is_authentic(key):
+            if value is None or value.fence.epoch >= fence.epoch:
                 continue
-            if value.fence.epoch < fence.epoch:
-                nursery.start_soon(put, service, value)
+            for key in (key for key in keys if value.is_authentic(key)):
+                nursery.start_soon(put, service, value, key)
     return frozenset(took)

@@ -2,7 +2,8 @@
 
 With three services or more the key is split (SLIP-39, a majority must come together), so that no single one
 learns anything of it; with one or two, each gets a whole copy. A key is split once: the shares are sealed with
-our backup and handed out again and again, so that what services hold always fits together.
+our backup and handed out again and again, so that what services hold always fits together. While it is split anew, a
+value has a part of both splits: at no moment does anything depend on which of two writes came through.
 
 Beside the secret stand the head of our state, its number and hash, and which of our lives may write there. Neither is
 a secret, but both are authenticated with the key: a service, or whoever puts a value there, cannot make us believe in a
@@ -27,6 +28,8 @@ VERSION = 3
 KEY_BYTES = 32
 # SLIP-39 has at most 16 members in a group; an odd number of them, so that any two majorities have one in common.
 MEMBERS = 15
+# Of a value: two while a key is split anew.
+MOST_PARTS = 2
 MAX_TRIES = 64
 
 
@@ -93,17 +96,28 @@ class Split:
     threshold: int
     parts: tuple[str, ...] = field(repr=False)
 
+    def part(self, index: int) -> "Part":
+        """For the member with that index (0 for whole copies)."""
+        return Part(self.threshold, self.set_id, index, self.parts[index])
+
 
 @dataclass(frozen=True)
-class Stored:
-    """A value as one service keeps it. ``mac`` ties all of it to the key."""
+class Part:
+    """What one member has of a split: so many different ones of one set yield the key."""
 
-    fence: Fence
-    head: Head
     threshold: int
     set_id: str
     index: int
     secret: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value as one service keeps it. ``mac`` ties all of it to the key; one of its parts may be another key's."""
+
+    fence: Fence
+    head: Head
+    parts: tuple[Part, ...]
     mac: str = ""
 
     def is_authentic(self, key: DiskKey) -> bool:
@@ -136,9 +150,21 @@ def make_split(key: DiskKey, services: int) -> Split:
     return Split(set_id, threshold, tuple(parts))
 
 
-def to_store(key: DiskKey, split: Split, index: int, head: Head, fence: Fence) -> Stored:
-    """The value for the member with that index (0 for whole copies)."""
-    value = Stored(fence, head, split.threshold, split.set_id, index, split.parts[index])
+def fitting_split(split: Split, key: DiskKey, answering: int, holding: int) -> Split | None:
+    """Another one, where membership changed: so many answer, so many may hold a part. It grows when the new parts all find
+    somebody; it shrinks when the others have been silent for so long that they forgot theirs. Never back to whole copies."""
+    for members in (answering, holding):
+        needed = threshold_for(members)
+        grows = needed > split.threshold and answering >= 2 * needed - 1
+        shrinks = 1 < needed < split.threshold and holding <= members <= answering
+        if grows or shrinks:
+            return make_split(key, members)
+    return None
+
+
+def to_store(key: DiskKey, parts: Sequence[Part], head: Head, fence: Fence) -> Stored:
+    """The value for one member."""
+    value = Stored(fence, head, tuple(parts))
     return replace(value, mac=_mac(key, value))
 
 
@@ -149,15 +175,18 @@ def fenced(key: DiskKey, value: Stored, fence: Fence) -> Stored:
 
 
 def _mac(key: DiskKey, value: Stored) -> str:
-    written = orjson.dumps(
-        [VERSION, value.fence.epoch, value.fence.writer, value.head.epoch, value.head.number, value.head.digest, value.threshold, value.set_id,
-         value.index, value.secret]
-    )  # fmt: skip
+    head = [value.head.epoch, value.head.number, value.head.digest]
+    parts = list(map(_row, value.parts))
+    written = orjson.dumps([VERSION, value.fence.epoch, value.fence.writer, head, parts])
     return hmac.new(key.secret, b"enclaved escrow value" + written, hashlib.sha256).hexdigest()
 
 
+def _row(part: Part) -> list[object]:
+    return [part.threshold, part.set_id, part.index, part.secret]
+
+
 def encode(value: Stored) -> str:
-    """The text that a service keeps, well below its limit of 1,024 characters."""
+    """The text that a service keeps, below its limit of 1,024 characters also with two parts."""
     return orjson.dumps(
         {
             "v": VERSION,
@@ -166,10 +195,7 @@ def encode(value: Stored) -> str:
             "e": value.head.epoch,
             "n": value.head.number,
             "hash": value.head.digest,
-            "k": value.threshold,
-            "set": value.set_id,
-            "i": value.index,
-            "secret": value.secret,
+            "parts": list(map(_row, value.parts)),
             "mac": value.mac,
         }
     ).decode()
@@ -183,8 +209,8 @@ def decode_untrusted(text: str) -> Stored:
         raise BadStored("a stored value is not JSON") from None
     match value:
         case {
-            "v": 3, "fence": int(fence), "by": str(writer), "e": int(e), "n": int(n), "hash": str(digest), "k": int(k), "set": str(set_id), "i": int(index),
-            "secret": str(secret), "mac": str(mac),
+            "v": 3, "fence": int(fence), "by": str(writer), "e": int(e), "n": int(n), "hash": str(digest),
+            "parts": list(rows), "mac": str(mac),
         }:  # fmt: skip
             pass
         case _:
@@ -193,9 +219,20 @@ def decode_untrusted(text: str) -> Stored:
         raise BadStored("a stored value has no fence, epoch or number")
     if len(digest) > 128 or len(writer) > 32:
         raise BadStored("a stored value has no hash or writer")
+    if not 1 <= len(rows) <= MOST_PARTS:
+        raise BadStored("a stored value has no part, or too many")
+    return Stored(Fence(fence, writer), Head(e, n, digest), tuple(map(_part_untrusted, rows)), mac)
+
+
+def _part_untrusted(row: object) -> Part:
+    match row:
+        case [int(k), str(set_id), int(index), str(secret)]:
+            pass
+        case _:
+            raise BadStored("a part of a stored value has another shape")
     if not 1 <= k <= MEMBERS or not 0 <= index < MEMBERS or not 0 < len(set_id) <= 64:
         raise BadStored("a stored value has no threshold, set or index")
-    return Stored(Fence(fence, writer), Head(e, n, digest), k, set_id, index, secret, mac)
+    return Part(k, set_id, index, secret)
 
 
 def gather(stored: Sequence[Stored]) -> list[Gathered]:
@@ -210,25 +247,25 @@ def gather(stored: Sequence[Stored]) -> list[Gathered]:
 
 def _found(stored: Sequence[Stored]) -> Iterator[bytes]:
     sets: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for value in stored:
-        if value.threshold == 1:
-            key = _from_hex(value.secret)
+    for part in (part for value in stored for part in value.parts):
+        if part.threshold == 1:
+            key = _from_hex(part.secret)
             if key is not None:
                 yield key
-        elif _is_share(value):
-            sets[value.set_id, value.threshold].append(value.secret)
+        elif _is_share(part):
+            sets[part.set_id, part.threshold].append(part.secret)
     for (_, threshold), members in sets.items():
         yield from _combined(sorted(set(members)), threshold)
 
 
-def _is_share(value: Stored) -> bool:
+def _is_share(part: Part) -> bool:
     """Looked at before anything is computed: a share may ask for hours of key stretching."""
     try:
-        share = Share.from_mnemonic(value.secret)
+        share = Share.from_mnemonic(part.secret)
     except (shamir_mnemonic.MnemonicError, ValueError, KeyError, IndexError):
         return False
     return (share.iteration_exponent, share.group_count, share.member_threshold, share.index) == (
-        0, 1, value.threshold, value.index,
+        0, 1, part.threshold, part.index,
     )  # fmt: skip
 
 

@@ -153,6 +153,6 @@ def texts(key, head, services, split=None):
     split = split or make_split(key, services)
     shared = split.threshold > 1
     return [
-        encode(to_store(key, split, n if shared else 0, head, Fence(head.epoch, "aa")))
+        encode(to_store(key, [split.part(n if shared else 0)], head, Fence(head.epoch, "aa")))
         for n in range(services)
     ]

@@ -30,7 +30,7 @@ from keycrux_client.fence import Voters, put_fence
 from keycrux_client.protocol import GetReply
 from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, stored_in, sum_up
 from keycrux_client.refresh import Keeper, Refreshed
-from keycrux_client.shares import DiskKey, Fence, Head, Split, gather, make_split, threshold_for
+from keycrux_client.shares import DiskKey, Fence, Head, gather, make_split
 from nips.keys import SecretKey
 
 log = structlog.get_logger()
@@ -100,6 +100,12 @@ class _Seen:
         return Fence.above(value.fence.epoch for value in values)
 
     @property
+    def keys(self) -> tuple[DiskKey, ...]:
+        """Of ours: several, where one was giving way to another."""
+        values = filter(None, map(stored_in, self.replies.values()))
+        return tuple(found.key for found in gather([*values]))
+
+    @property
     def was_begun(self) -> bool:
         """Whether somebody made a checkpoint here once."""
         return any(map(is_manifest_name, self.there))
@@ -156,7 +162,7 @@ class Unlocker:
         )
         match decision:
             case Restore():
-                return await self._restore(decision, seen, heard)
+                return await self._restore(decision, seen)
             case CreateFresh():
                 return await self._create(seen, heard, forgetting=decision.forgetting)
             case Halt(reason, retry=True):
@@ -204,7 +210,7 @@ class Unlocker:
             log.warning("what the keeper handed over is not used", reason=str(error))
             return None
 
-    async def _restore(self, decision: Restore, seen: _Seen, heard: int) -> Unlocked:
+    async def _restore(self, decision: Restore, seen: _Seen) -> Unlocked:
         sealer = Sealer(decision.key)
         manifest, base = seen.manifests[decision.key]
         try:
@@ -217,25 +223,26 @@ class Unlocker:
             raise Overtaken(STALE)
         await self._heed_relays(secret.identity.pubkey, base)
         voters, fence = Voters(secret.split.threshold, secret.holders), seen.fence()
-        await self._take_turn(decision.key, seen, fence, voters)
+        await self._take_turn(seen, fence, voters)
         try:
             state = await read_state(sealer, self.blobs, manifest, base)
         except (BadCheckpoint, BlobsFailed) as error:
             # One who still runs may have deleted it before he was overtaken; then escrow knows a newer one.
             raise _Again(f"the backup cannot be read: {error}") from error
-        split = _split_for(secret.split, decision.key, heard)
-        secret = replace(secret, split=split, line=line or new_line())
+        secret = replace(secret, line=line or new_line())
         saver = Saver(sealer, self.blobs, fence.epoch, state, seen.there)
+        former = [key for key in seen.keys if key != decision.key]
         keeper = Keeper(
-            self.client, self.find_services, decision.key, split, fence, secret.holders, voters=voters, base=base
+            self.client, self.find_services, decision.key, secret.split, fence, secret.holders,
+            voters=voters, base=base, former=former,
         )  # fmt: skip
         return await self._go_on(
             Unlocked(secret, keeper, sealer, saver, self.blobs), is_fresh=False
         )
 
-    async def _take_turn(self, key: DiskKey, seen: _Seen, fence: Fence, voters: Voters) -> None:
+    async def _take_turn(self, seen: _Seen, fence: Fence, voters: Voters) -> None:
         """Raises `_Again` where too few services still hold what was seen."""
-        took = await put_fence(self.client, key, seen.replies, fence)
+        took = await put_fence(self.client, seen.keys, seen.replies, fence)
         if voters.lack(took):
             raise _Again(
                 f"only {voters.count(took)} of {voters.threshold} escrow services needed let us go on: some do not"
@@ -316,15 +323,6 @@ class Unlocker:
                 log.warning("escrow does not hold our key yet", reason=_why_unsafe(done))
                 await trio.sleep(next(waits))
         raise Halted(_why_unsafe(done) if done is not None else "escrow does not answer in time")
-
-
-def _split_for(split: Split, key: DiskKey, heard: int) -> Split:
-    """The same, unless so many services have come that the new parts fit beside the old ones: then more must come
-    together. Whole copies of the key are given up as soon as there are three."""
-    needed = threshold_for(heard)
-    if needed > split.threshold and heard >= 2 * needed - 1:
-        return make_split(key, heard)
-    return split
 
 
 def _why_unsafe(done: Refreshed) -> str:

@@ -76,6 +76,13 @@ class Saver:
         self._worn: frozenset[bytes] = frozenset()
         self._known = self._living()
 
+    def resealed(self, sealer: Sealer) -> "Saver":
+        """One that goes on with another key: nothing that was sealed before is referred to, and all of it leaves once
+        the first of the new ones is anchored."""
+        fresh = Saver(sealer, self._blobs, self._epoch, None, self._there)
+        fresh._number = self._number
+        return fresh
+
     @property
     def last(self) -> State | None:
         """The newest checkpoint that the keeper acknowledged."""

@@ -29,7 +29,7 @@ class Sealer:
     """One disk key at work. Cannot be printed."""
 
     def __init__(self, key: DiskKey) -> None:
-        self._key = key
+        self.key = key
         # A whole block of SHA-256 that nobody else knows: ids tell nothing to who does not have it.
         self._named = hashlib.sha256(self._derive(b"", b"chunk ids", _BLOCK_BYTES))
 
@@ -62,7 +62,7 @@ class Sealer:
 
     def _derive(self, salt: bytes, purpose: bytes, length: int) -> bytes:
         info = b"enclaved checkpoint " + purpose
-        return HKDF(hashes.SHA256(), length, salt or None, info).derive(self._key.secret)
+        return HKDF(hashes.SHA256(), length, salt or None, info).derive(self.key.secret)
 
 
 class PackCipher:

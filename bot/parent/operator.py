@@ -1,4 +1,4 @@
-"""What the operator asks his parent, on a socket that only he can open: status, logs, backups, shutdown."""
+"""What the operator asks his parent, on a socket that only he can open: status, logs, backups, rotate, shutdown."""
 
 import time
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ import trio
 
 from bot.parent.server import ParentServer
 from bot.parent.store import BlobStore, Remote
+from bot.parent.wire import ROTATE, SHUTDOWN
 from netstack import vsock
 from netstack.control import Refused, serve
 
@@ -26,6 +27,7 @@ class Operator:
             "logs": self._logs,
             "backups": self._backups,
             "shutdown": self._shutdown,
+            "rotate": self._rotate,
         }
         await serve(await vsock.listen(address), handlers)
 
@@ -57,7 +59,13 @@ class Operator:
         }
 
     async def _shutdown(self, params: Mapping[str, object]) -> object:
-        told = self._server.shut_down()
+        return self._tell(SHUTDOWN)
+
+    async def _rotate(self, params: Mapping[str, object]) -> object:
+        return self._tell(ROTATE)
+
+    def _tell(self, event: str) -> str:
+        told = self._server.tell(event)
         if not told:
             raise Refused("no enclave listens: there is nobody to tell")
         return f"told {told}"

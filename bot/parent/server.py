@@ -4,6 +4,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from bot.parent.wire import (
     MAX_BLOB_BYTES,
     MAX_DELETED_NAMES,
     MAX_META_BYTES,
-    SHUTDOWN,
     BadMessage,
     Reply,
     Request,
@@ -71,11 +71,14 @@ class ParentServer:
         """How many wait for our word; an enclave that is up does."""
         return len(self._listeners)
 
-    def shut_down(self) -> int:
-        """Tell the enclave to save itself and end. How many were told."""
+    def tell(self, event: str) -> int:
+        """Tell the enclave what its operator wants. How many heard it."""
+        told = 0
         for send in self._listeners:
-            send.send_nowait(SHUTDOWN)
-        return len(self._listeners)
+            with suppress(trio.WouldBlock):
+                send.send_nowait(event)
+                told += 1
+        return told
 
     async def serve(self, listener: trio.socket.SocketType, peer_cid: int | None = None) -> None:
         """Until cancelled."""

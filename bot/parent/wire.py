@@ -19,6 +19,8 @@ MAX_BLOB_BYTES = 128 << 20
 MAX_META_BYTES = 1 << 20
 MAX_DELETED_NAMES = 500
 SHUTDOWN = "shutdown"
+# Ours: a new disk key.
+ROTATE = "rotate"
 
 
 class BadMessage(BadInput):

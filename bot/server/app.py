@@ -36,11 +36,12 @@ from bot.boot.wake import Awake, folders_of, parent_of, tell_parent, wake
 from bot.builtins import load_builtins
 from bot.clock import SystemClock, boot_id
 from bot.config import Config, ConfigError, images_folder
-from bot.parent.wire import SHUTDOWN
+from bot.parent.wire import ROTATE, SHUTDOWN
 from bot.relay.gate import raise_descriptor_limit
 from bot.relay.pool import RelayPool
 from bot.relay.server import RelayServer
-from bot.server.checkpoints import Checkpointer, EngineDisks
+from bot.server.checkpoints import Checkpointer
+from bot.server.content import EngineDisks
 from bot.server.doors.container import ContainerDoor
 from bot.server.inbox import Inbox
 from bot.server.intake import catch_up, feed, run_pump, run_requests, subscribe
@@ -355,7 +356,7 @@ async def _copy_disks_too(app: App, checkpointer: Checkpointer) -> None:
     copies = DiskCopies(app.engine.disks, app.config.engine.cgroup_parent)
     disks = EngineDisks(app.engine, copies)
     await disks.thaw()
-    checkpointer.with_disks(disks, partial(_holding_money, app.ctx))
+    checkpointer.content.with_disks(disks, partial(_holding_money, app.ctx))
 
 
 async def _holding_money(ctx: Context) -> frozenset[str]:
@@ -411,9 +412,8 @@ async def run(app: App, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS
         if app.checkpointer is not None:
             await _copy_disks_too(app, app.checkpointer)
             nursery.start_soon(app.checkpointer.run)
-        if app.config.boot is None and (parent := parent_of(app.config)) is not None:
-            # Its word ends the service, not the enclave's life: the last checkpoint follows. Boot obeys it for us.
-            nursery.start_soon(parent.run_events, _ends(nursery.cancel_scope))
+        if (parent := parent_of(app.config)) is not None:
+            nursery.start_soon(parent.run_events, _obeying(app, nursery.cancel_scope))
         nursery.start_soon(run_requests, app, receive)
         app.status.steps.reach(Step.READY)
         log.info("ready", pubkey=app.ctx.key.pubkey, relays=app.ctx.presence.relay_urls)
@@ -430,5 +430,12 @@ async def _wait_for_wallet(app: App, nursery: trio.Nursery) -> None:
         nursery.start_soon(app.wallet.wait_ready)
 
 
-def _ends(scope: trio.CancelScope) -> Callable[[str], None]:
-    return lambda event: scope.cancel() if event == SHUTDOWN else None
+def _obeying(app: App, scope: trio.CancelScope) -> Callable[[str], None]:
+    def obey(event: str) -> None:
+        # Its word ends the service, not the enclave's life: the last checkpoint follows. Where there is a boot, that obeys.
+        if event == SHUTDOWN and app.config.boot is None:
+            scope.cancel()
+        if event == ROTATE and app.checkpointer is not None:
+            app.checkpointer.rotate()
+
+    return obey

@@ -4,33 +4,26 @@ wanted ─ snapshot ─ put ─ anchor ─ done ─ settle        whoever waits 
                             └ overtaken: another one of us runs on this state; this one stops
 """
 
-import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import structlog
 import trio
 
-from bot.adapters.disks.copies import Copying, DiskCopies
 from bot.adapters.disks.disks import LAYER, VOLUMES
-from bot.adapters.docker_engine import DockerEngine
 from bot.adapters.engine.cgroup import DoesNotStandStill
-from bot.boot.put_back import BOOKS
 from bot.boot.secret import encode_secret
 from bot.boot.unlock import OVERTAKEN, Halted, Overtaken, Unlocked
 from bot.checkpoint.blobs import BlobsFailed
-from bot.checkpoint.packer import Snapshot
-from bot.checkpoint.scan import scan_database
+from bot.checkpoint.seal import Sealer
 from bot.clock import Clock
+from bot.server.content import Content
 from bot.server.nudge import Nudge
-from keycrux_client.shares import Head
+from keycrux_client.refresh import Refreshed
+from keycrux_client.shares import DiskKey, Head, Split, make_split
 
 log = structlog.get_logger()
-# The books go with every checkpoint. Ids of what was acted on can wait for the minute: what is replayed after a restore
-# is older than the freshness window, or is refused by the books.
-OTHERS = ("seen.sqlite",)
 EVERY_S, LOOK_S = 60.0, 10.0
 # Who waits for a checkpoint is told so late that there is none, and may ask again.
 PATIENCE_S = 20.0
@@ -44,10 +37,6 @@ SETTLE_S = 20.0
 TELL_S = 5.0
 
 
-async def _no_containers() -> frozenset[str]:
-    return frozenset()
-
-
 @dataclass(frozen=True)
 class Newest:
     """The last checkpoint that was anchored. ``at_s``: boot time."""
@@ -55,25 +44,6 @@ class Newest:
     number: int
     put_bytes: int
     at_s: float
-
-
-class EngineDisks:
-    """Containers' disks as the engine has them this moment."""
-
-    def __init__(self, engine: DockerEngine, copies: DiskCopies) -> None:
-        self._engine, self._copies = engine, copies
-
-    async def thaw(self) -> None:
-        """A process of ours that died in the middle of a copy left a container standing still."""
-        await trio.to_thread.run_sync(self._copies.thaw, await self._engine.standing())
-
-    async def copies(self, copying: Copying, is_kept: Callable[[str], bool]) -> Iterator[Snapshot]:
-        """As `DiskCopies.take`, to be iterated in a worker thread."""
-        return self._copies.take(copying, await self._engine.standing(), is_kept)
-
-    def kept(self, copying: Copying) -> None:
-        """They are in a checkpoint now."""
-        self._copies.kept(copying)
 
 
 class Checkpointer:
@@ -88,26 +58,23 @@ class Checkpointer:
         every_s: float = EVERY_S,
     ) -> None:
         self._every_s = every_s
-        self._unlocked, self._state, self._clock, self._tell = unlocked, state_dir, clock, tell
+        self._unlocked, self._tell = unlocked, tell
+        self.content = Content(state_dir, clock)
         self._nudge = Nudge()
         # Counts of moments: up to which one somebody waits, which one is being tried, which one is anchored.
         self._wanted = self._tried = self._done = 0
         self._over = trio.Event()
-        self._digests: dict[str, str] = {}
         # Who has which part by the last checkpoint that was put.
         self._holders = unlocked.secret.holders
         self._next_full_s = trio.current_time()
-        self._disks: EngineDisks | None = None
-        self._money: Callable[[], Awaitable[frozenset[str]]] = _no_containers
+        self._must_rotate = False
         self.newest: Newest | None = None
         self.anchored: Head | None = None
 
-    def with_disks(
-        self, disks: EngineDisks, money: Callable[[], Awaitable[frozenset[str]]]
-    ) -> None:
-        """Copy containers' disks as well, from now on: once there is an engine. ``money``: containers that hold some of
-        ours, whose disks go with the books: what the books say was received must lie there after a restore."""
-        self._disks, self._money = disks, money
+    def rotate(self) -> None:
+        """By the operator's order: another disk key, with which all is sealed anew."""
+        self._must_rotate, self._next_full_s = True, trio.current_time()
+        self._nudge()
 
     def soon(self) -> None:
         self._wanted += 1
@@ -177,15 +144,68 @@ class Checkpointer:
         saver = self._unlocked.saver
         if saver.unsettled > MOST_UNANCHORED and not await self._catch_up():
             return False
-        put_bytes = await (self._put_all() if full else self._put_books())
+        if full and (due := self._due_renewal()) is not None:
+            is_anchored = await self._renew(*due)
+            if is_anchored is not None:
+                return is_anchored
+        put_bytes = await self._put(full=full)
         assert saver.last is not None  # noqa: S101 - boot made the first one
         head = saver.last.head
         if not await self._anchor(head):
             return False
+        self._tell_done(head, put_bytes, full=full)
+        return True
+
+    async def _put(self, *, full: bool) -> int:
+        put = self.content.put_all if full else self.content.put_books
+        secret = replace(self._unlocked.secret, holders=self._unlocked.keeper.holders)
+        put_bytes = await put(self._unlocked.saver, encode_secret(secret))
+        if put_bytes:
+            self._holders = secret.holders
+        return put_bytes
+
+    def _tell_done(self, head: Head, put_bytes: int, *, full: bool) -> None:
         self.newest = Newest(head.number, put_bytes, trio.current_time())
         if put_bytes:
-            disks = sum(name.endswith((LAYER, VOLUMES)) for name in saver.last.indexes)
+            last = self._unlocked.saver.last
+            disks = sum(name.endswith((LAYER, VOLUMES)) for name in last.indexes) if last else 0
             log.info("checkpoint", number=head.number, bytes=put_bytes, disks=disks, full=full)
+
+    def _due_renewal(self) -> tuple[DiskKey, Split] | None:
+        """Another key where that was ordered, another split where the services' number changed."""
+        keeper, key = self._unlocked.keeper, self._unlocked.sealer.key
+        if self._must_rotate:
+            key = DiskKey.generate()
+            return key, make_split(key, len(self._unlocked.secret.split.parts))
+        split = keeper.fitting_split()
+        return (key, split) if split is not None else None
+
+    async def _renew(self, key: DiskKey, split: Split) -> bool | None:
+        """Services get the new parts beside the old ones; then the first checkpoint that is made with them takes over.
+        None: too few take part now, and all is as before."""
+        unlocked, keeper = self._unlocked, self._unlocked.keeper
+        holders = await keeper.prepare(key, split)
+        if holders is None:
+            log.warning(
+                "the key is not shared anew: too few services take part", parts=len(split.parts)
+            )
+            return None
+        secret = replace(unlocked.secret, split=split, holders=holders)
+        if key != unlocked.sealer.key:
+            sealer = Sealer(key)
+            unlocked = replace(unlocked, sealer=sealer, saver=unlocked.saver.resealed(sealer))
+        unlocked = replace(unlocked, secret=secret)
+        put_bytes = await self.content.put_all(unlocked.saver, encode_secret(secret))
+        # From now on nothing is made with the former any more, whoever answers.
+        self._unlocked, self._holders = unlocked, holders
+        assert unlocked.saver.last is not None  # noqa: S101 - just put
+        head = unlocked.saver.last.head
+        if not await self._is_taken(head, await keeper.adopt(head, holders)):
+            return False
+        if self._must_rotate:
+            log.info("the disk key was renewed", number=head.number)
+        self._must_rotate = False
+        self._tell_done(head, put_bytes, full=True)
         return True
 
     async def _catch_up(self) -> bool:
@@ -198,7 +218,9 @@ class Checkpointer:
         return True
 
     async def _anchor(self, head: Head) -> bool:
-        refreshed = await self._unlocked.keeper.anchor(head, self._holders)
+        return await self._is_taken(head, await self._unlocked.keeper.anchor(head, self._holders))
+
+    async def _is_taken(self, head: Head, refreshed: Refreshed) -> bool:
         await self._not_overtaken(refreshed.ahead)
         if not refreshed.is_safe:
             log.warning("checkpoint is not anchored", number=head.number, failed=refreshed.failed)
@@ -225,66 +247,3 @@ class Checkpointer:
             except Exception:
                 log.exception("the parent could not be told")
         raise Overtaken(OVERTAKEN)
-
-    async def _put_books(self) -> int:
-        """Money alone, upon all else as it was; how many bytes, none when nothing was written since."""
-        money = await self._money()
-        books, copying = await self._changed(BOOKS), Copying(only=money, must=money)
-        # After the books, which must not know more than the wallet.
-        disks = await trio.to_thread.run_sync(list, await self._copies(copying))
-        changed = [*([books] if books is not None else []), *disks]
-        if not changed:
-            return 0
-        names, last = {snapshot.name for snapshot in changed}, self._unlocked.saver.last
-        same = [e.name for e in last.manifest.entries if e.name not in names] if last else []
-        return await self._put(changed, same, copying)
-
-    async def _put_all(self) -> int:
-        """Everything that changed. Disks are copied in their turn, so that only one container's are in memory."""
-        names = (BOOKS, *OTHERS)
-        found = [snapshot for name in names if (snapshot := await self._changed(name)) is not None]
-        fresh = {snapshot.name for snapshot in found}
-        same = [name for name in names if name not in fresh]
-        copying = Copying(must=await self._money(), same=same)
-        disks = await self._copies(copying)
-        return await self._put(chain(found, disks), copying.same, copying)
-
-    async def _copies(self, copying: Copying) -> Iterator[Snapshot]:
-        if self._disks is None:
-            return iter(())
-        return await self._disks.copies(copying, self._unlocked.saver.is_kept)
-
-    async def _put(
-        self, snapshots: Iterable[Snapshot], same: Sequence[str], copying: Copying
-    ) -> int:
-        digests: dict[str, str] = {}
-        holders = self._unlocked.keeper.holders
-        secret = replace(self._unlocked.secret, holders=holders)
-        saved = await self._unlocked.saver.save(
-            _digested(snapshots, digests), same, encode_secret(secret), self._clock.now()
-        )
-        self._digests |= digests
-        self._holders = holders
-        if self._disks is not None:
-            self._disks.kept(copying)
-        return saved.put_bytes
-
-    async def _changed(self, name: str) -> Snapshot | None:
-        """The database as it is, unless the last checkpoint has it so."""
-        snapshot = await trio.to_thread.run_sync(scan_database, self._state / name, name)
-        is_same = self._digests.get(name) == _digest(snapshot) and self._unlocked.saver.is_kept(
-            name
-        )
-        return None if is_same else snapshot
-
-
-def _digested(snapshots: Iterable[Snapshot], digests: dict[str, str]) -> Iterator[Snapshot]:
-    """The same, with the digests of databases noted."""
-    for snapshot in snapshots:
-        if snapshot.name in (BOOKS, *OTHERS):
-            digests[snapshot.name] = _digest(snapshot)
-        yield snapshot
-
-
-def _digest(snapshot: Snapshot) -> str:
-    return hashlib.sha256(snapshot.parts[0][1]).hexdigest()

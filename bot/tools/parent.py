@@ -1,4 +1,4 @@
-"""The command line of the host: ``parent run``, and while it runs ``status``, ``logs``, ``backups``, ``shutdown``."""
+"""The command line of the host: ``parent run``, and while it runs ``status``, ``logs``, ``backups``, ``rotate``, ``shutdown``."""
 
 import argparse
 import signal
@@ -30,6 +30,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         ("status", "how far the enclave is, and how old its newest checkpoint", _status),
         ("logs", "what the enclave told", _logs),
         ("backups", "what is kept for it", _backups),
+        ("rotate", "tell the enclave to seal everything anew with another key", _rotate),
         ("shutdown", "tell the enclave to save itself and end", _shutdown),
     ):
         action = actions.add_parser(name, help=text)
@@ -184,6 +185,11 @@ def _backups(options: argparse.Namespace) -> int:
         say_json(kept)
     else:
         say(*(f"{name:<14} {value}" for name, value in kept.items()))
+    return 0
+
+
+def _rotate(options: argparse.Namespace) -> int:
+    tell(str(_asked(options, "rotate")))
     return 0
 
 

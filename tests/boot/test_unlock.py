@@ -15,7 +15,7 @@ from bot.checkpoint.folder import FolderBlobs
 from bot.checkpoint.saver import Saver
 from bot.checkpoint.seal import Sealer
 from keycrux_client.protocol import Got
-from keycrux_client.shares import DiskKey, Head, decode_untrusted, make_split, threshold_for
+from keycrux_client.shares import DiskKey, Head, make_split, threshold_for
 from nips import kinds
 from nips.event import sign_event
 from nips.keys import SecretKey
@@ -222,18 +222,6 @@ async def test_a_hidden_service_or_relay_may_hold_our_key_so_nothing_is_made(
         await boot(escrow, escrow.code(), path)
     escrow.lane.silent = ()
     assert await boot(escrow, escrow.code(), path)
-
-
-async def test_a_key_kept_whole_is_shared_once_there_are_services_enough(escrow, path):
-    escrow.add_service()
-    code = escrow.code()
-    identity = await boot(escrow, code, path)
-    for _ in range(2):
-        escrow.add_service()
-    assert identity == await boot(escrow, code, path)
-    thresholds = {decode_untrusted(reply.data).threshold for reply in await code.get_all()}
-    assert {2} == thresholds
-    assert identity == await boot(escrow, code, path)
 
 
 async def test_given_up_state_does_not_come_back_to_haunt_us(escrow, path, autojump_clock):

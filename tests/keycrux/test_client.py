@@ -122,7 +122,7 @@ async def test_garbage_that_a_service_holds_is_not_ours_to_overwrite(escrow):
 def shares(replies):
     """Which part each service holds, those that hold one."""
     values = [decode_untrusted(r.data) for r in replies if r.got is Got.HELD]
-    return [(value.set_id, value.index) for value in values]
+    return [(part.set_id, part.index) for value in values for part in value.parts]
 
 
 async def test_services_come_and_go_and_the_split_stays(escrow):
@@ -216,7 +216,7 @@ async def test_a_part_that_two_lives_gave_to_two_services_votes_for_neither(escr
 
     # The third one is silent for so long that its part is given to somebody else.
     voters = Voters(2, older.holders)
-    older._holders[c] = (older._holders[c][0], escrow.clock.now() - LIFE_S)
+    older._allotment._holders[c] = (older.holders[c][0], escrow.clock.now() - LIFE_S)
     sealed = {name: at for name, at in older.holders.items() if name != c}
     only(a, d)
     assert not (await older.refresh()).is_safe
@@ -270,30 +270,81 @@ async def test_two_services_with_the_same_part_are_told_apart_again(escrow):
     assert (3, True) == (done.members, done.is_safe)
 
 
-async def test_a_value_gives_way_only_while_the_others_yield_the_key(escrow):
-    """From whole copies to shares: at every moment, whatever is lost, the key can be had."""
-    for _ in range(2):
-        escrow.add_service()
-    code = escrow.code()
-    await code.store(KEY, HEAD, make_split(KEY, 2))
-    escrow.add_service()
-    split = make_split(KEY, 3)
+NEW = DiskKey(b"n" * 32)
+
+
+def losing(escrow, count, *, is_done):
+    """From that `set` on nobody answers; whether it is carried out all the same."""
     sets = [0]
 
-    def drop_after(count):
-        def tamper(target, request, reply):
-            asked = open_request_untrusted(escrow.lane.services[target].key, request)
-            sets[0] += asked.method == "set"
-            return None if asked.method == "set" and sets[0] > count else reply
+    def tamper(target, request, reply):
+        asked = open_request_untrusted(escrow.lane.services[target].key, request)
+        sets[0] += asked.method == "set"
+        return None if sets[0] > count else reply
 
-        return tamper
+    if not is_done:
+        for book in escrow.books:
+            real = book.set
 
-    for count in range(4):
-        sets[0], escrow.lane.tamper = 0, drop_after(count)
-        done = await code.store(KEY, Head(1, 2 + count, "bb"), split)
+            def set_(*args, real=real):
+                return real(*args) if sets[0] < count else "no"
+
+            book.set = set_
+    escrow.lane.tamper = tamper
+    return sets
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["answers are lost", "nothing comes"])
+@pytest.mark.parametrize(
+    ("had", "gets", "key"),
+    [(2, 3, KEY), (3, 5, KEY), (3, 3, NEW), (5, 5, NEW)],
+    ids=["whole copies to shares", "more shares", "another key", "another key, of five"],
+)
+async def test_at_every_moment_of_a_renewal_the_key_can_be_had_whoever_is_lost(
+    escrow, had, gets, key, is_done
+):
+    for _ in range(had):
+        escrow.add_service()
+    code, old, new = escrow.code(), make_split(KEY, had), make_split(key, gets)
+    everybody = []
+    for count in range(40):
         escrow.lane.tamper = None
-        assert done.is_safe is (count == 3), "what was not read back may be the old one"
-        assert KEY in [c.key for c in sight(await code.get_all()).candidates], count
+        for book in escrow.books:
+            book._db.execute("DELETE FROM held")
+            book.__dict__.pop("set", None)
+        escrow.lane.services = dict(everybody or escrow.lane.services)
+        keeper = await code.keeper(KEY, HEAD, old)
+        assert (await keeper.refresh()).is_safe
+        while len(escrow.lane.services) < gets:
+            escrow.add_service()
+        everybody = dict(escrow.lane.services)
+        sets = losing(escrow, count, is_done=is_done)
+        done = None
+        if (holders := await keeper.prepare(key, new)) is not None:
+            done = await keeper.adopt(Head(1, 2, "bb"), holders)
+        escrow.lane.tamper = None
+        for lost in everybody if had > 2 else [None]:
+            escrow.lane.services = {n: s for n, s in everybody.items() if n != lost}
+            found = sum_up(await code.get_all(), lambda _: None).candidates
+            newest = max(c.newest for c in found if c.newest is not None)
+            assert {c.key for c in found if c.newest == newest} <= {KEY, key}
+            assert newest == Head(1, 2, "bb") or done is None or not done.is_safe
+        if done is not None and sets[0] < count:
+            assert done.is_safe
+            break
+    assert 2 * gets < count < 40
+    held = {set_id for set_id, _ in shares(await code.get_all())}
+    assert {new.set_id} == held, "the former is worth nothing"
+
+
+async def test_what_is_not_prepared_stays_as_it_was(escrow):
+    names = [escrow.add_service() for _ in range(3)]
+    code, split = escrow.code(), make_split(KEY, 3)
+    keeper = await code.keeper(KEY, HEAD, split)
+    assert (await keeper.refresh()).is_safe
+    escrow.lane.services = {names[0]: escrow.lane.services[names[0]]}
+    assert None is await keeper.prepare(NEW, make_split(NEW, 3))
+    await keeper.refresh()
     assert {split.set_id} == {set_id for set_id, _ in shares(await code.get_all())}
 
 

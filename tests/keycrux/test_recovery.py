@@ -134,8 +134,10 @@ def test_a_service_with_the_share_of_another_set_or_a_forged_one():
     escrow = sum_up(held(foreign[0], good[1], good[2]), opens)
     assert KEY == decide(Backup.PRESENT, escrow).key
     value = json.loads(good[0])
-    words = value["secret"].split()
-    value["secret"] = " ".join([*words[:-1], "academic" if words[-1] != "academic" else "acid"])
+    words = value["parts"][0][3].split()
+    value["parts"][0][3] = " ".join(
+        [*words[:-1], "academic" if words[-1] != "academic" else "acid"]
+    )
     escrow = sum_up(held(json.dumps(value), good[1], good[2]), opens)
     assert KEY == decide(Backup.PRESENT, escrow).key
 
@@ -147,9 +149,7 @@ def test_a_share_that_asks_for_hours_of_work_is_not_computed():
     (slow,) = shamir_mnemonic.generate_mnemonics(1, [(2, 3)], b"s" * 32, iteration_exponent=1)
     good = texts(KEY, HEAD, 3)
     value = json.loads(good[0])
-    lies = [
-        json.dumps(value | {"set": "slow", "i": n, "secret": part}) for n, part in enumerate(slow)
-    ]
+    lies = [json.dumps(value | {"parts": [[2, "slow", n, part]]}) for n, part in enumerate(slow)]
     assert [KEY] == [c.key for c in sum_up(held(*lies, *good), opens).candidates]
 
 

@@ -80,13 +80,13 @@ async def test_a_checkpoint_by_way_of_the_parent(parent):
 
 async def test_shutdown_reaches_whoever_listens(parent, nursery):
     server, address, _ = parent
-    assert 0 == server.shut_down()
+    assert 0 == server.tell("shutdown")
     told = []
     nursery.start_soon(ParentChannel(address).run_events, told.append)
     with trio.fail_after(5):
         while not server.listeners:
             await trio.sleep(0.01)
-        assert 1 == server.shut_down()
+        assert 1 == server.tell("shutdown")
         while not told:
             await trio.sleep(0.01)
     assert ["shutdown"] == told

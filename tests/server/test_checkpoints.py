@@ -12,7 +12,7 @@ import trio
 from bot.adapters.disks.disks import LAYER
 from bot.adapters.engine.cgroup import DoesNotStandStill
 from bot.boot.line import Line, NoLine
-from bot.boot.put_back import Folders, put_back
+from bot.boot.put_back import BOOKS, Folders, put_back
 from bot.boot.secret import encode_secret
 from bot.boot.unlock import Halted, Overtaken, Unlocker
 from bot.checkpoint.blobs import BlobsFailed, is_manifest_name
@@ -20,7 +20,8 @@ from bot.checkpoint.packer import Snapshot
 from bot.checkpoint.restore import Progress
 from bot.checkpoint.saver import KEPT
 from bot.server import checkpoints
-from bot.server.checkpoints import BOOKS, OTHERS, Checkpointer
+from bot.server.checkpoints import Checkpointer
+from bot.server.content import OTHERS
 from tests.checkpoint.keeper import MemoryBlobs
 
 
@@ -510,6 +511,94 @@ async def test_while_escrow_takes_nothing_a_few_are_kept_and_then_it_catches_up(
     assert list(range(60)) == written(tmp_path / "elsewhere")
 
 
+# -- another key, another split ---------------------------------------------------------------------------
+
+
+async def test_by_order_all_is_sealed_anew_and_the_former_key_opens_nothing_that_comes(
+    settled, escrow, tmp_path
+):
+    boot, blobs, home, unlocked = settled
+    former, before = unlocked.sealer, set(blobs.kept)
+    checkpointer = Checkpointer(unlocked, home, escrow.clock, nobody)
+    disks = FakeDisks()
+    checkpointer.content.with_disks(disks, checkpointer_has_no_money)
+    assert await checkpointer.last()
+    write(home, 1)
+    checkpointer.rotate()
+    assert await checkpointer.last()
+    assert checkpointer._unlocked.sealer.key != former.key
+    assert not before & set(blobs.kept) - {"backup"}, "what the former one opens is gone"
+    for number in (2, 3):
+        write(home, number)
+        assert await checkpointer._try(full=number == 2)
+    assert checkpointer._unlocked.sealer.key != former.key, "once, and not again"
+    later = await boot()
+    assert unlocked.identity == later.identity
+    assert checkpointer._unlocked.sealer.key == later.sealer.key
+    await put_back(later, Folders(tmp_path / "later", tmp_path / "disks"), Progress())
+    assert [1, 2, 3] == written(tmp_path / "later")
+    assert {f"wallet{LAYER}", f"tenant{LAYER}"} == {p.name for p in (tmp_path / "disks").iterdir()}
+    with pytest.raises(Overtaken):
+        await checkpointer.last()
+
+
+async def checkpointer_has_no_money():
+    return frozenset()
+
+
+@pytest.mark.parametrize("orders", [False, True], ids=["another split", "another key"])
+async def test_one_that_dies_anywhere_in_a_renewal_comes_back_as_it_was_or_as_it_would_be(
+    place, escrow, tmp_path, monkeypatch, orders
+):
+    """At every write to escrow and to the keeper, before and after; and whoever was told that it is safe finds it."""
+    boot, blobs, folder = place
+    checkpointer = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    assert await checkpointer.last()
+    while not orders and len(escrow.books) < 5:
+        escrow.add_service()
+    for point in range(60):
+        checkpointer = Checkpointer(await boot(), folder, escrow.clock, nobody)
+        write(folder, point)
+        assert await checkpointer._try(full=False)
+        if orders:
+            checkpointer.rotate()
+        ended = await dies_at(point, checkpointer, blobs, monkeypatch)
+        back = await boot()
+        await put_back(back, Folders(tmp_path / str(point), None), Progress())
+        assert [*range(point + 1)] == written(tmp_path / str(point))
+        if ended:
+            break
+    assert 7 < point < 59, "each write of prepare, put and adopt"
+    assert (5 if not orders else 3) == len(back.secret.split.parts)
+    assert len(blobs.kept) < 60, "what dead ones left was deleted by who came after"
+
+
+async def dies_at(point, checkpointer, blobs, monkeypatch):
+    """In the middle of the write with that number. Whether it came to its end."""
+    client, left = type(checkpointer._unlocked.keeper._client), [point]
+
+    def dying(real):
+        async def do(*args, **options):
+            left[0] -= 1
+            if left[0] == -1 and point % 2:
+                await real(*args, **options)
+            if left[0] < 0:
+                raise Died
+            return await real(*args, **options)
+
+        return do
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blobs, "put", dying(blobs.put))
+        patch.setattr(client, "set", dying(client.set))
+        try:
+            return await checkpointer.last()
+        except BaseException as error:
+            if not isinstance(error, Died) and not error.split(Died)[0]:
+                raise
+            return False
+
+
 # -- a wallet of our own ---------------------------------------------------------------------------------
 
 
@@ -545,7 +634,7 @@ async def test_what_holds_our_money_goes_with_the_books_or_the_books_do_not_go(
         return frozenset({"wallet"})
 
     checkpointer = Checkpointer(await boot(), folder, escrow.clock, nobody)
-    checkpointer.with_disks(disks, money)
+    checkpointer.content.with_disks(disks, money)
     assert await checkpointer._try(full=True)
     write(folder, 1)
     disks.content = {"wallet": b"paid", "tenant": b"worked"}
