@@ -1,13 +1,19 @@
 """Chunks become packs: sealed one after another, and each only once as long as somebody refers to it. Pure."""
 
 import secrets
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 from bot.checkpoint.manifest import CHUNK_BYTES, Entry, Index, Ref, encode_index
 from bot.checkpoint.seal import NAME_BYTES, TAG_BYTES, Sealer
 
 PACK_BYTES = 8 << 20
+Chunk = tuple[int, bytes | memoryview]
+# Chunks are named in batches of some MiB: hashing leaves the interpreter to others meanwhile.
+_THREADS, _BATCH = 2, 64
 
 
 @dataclass(frozen=True)
@@ -43,16 +49,33 @@ class Packer:
 
     def pack(self, snapshots: Iterable[Snapshot]) -> Iterator[Pack | tuple[Entry, Index]]:
         """Packs as they become full, the last one as it is; and each file's entry, before its last pack perhaps."""
-        for snapshot in snapshots:
-            index: Index = {}
-            for number, chunk in _chunks(snapshot):
-                index[number] = self._ref(chunk)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for snapshot in snapshots:
+                index: Index = {}
+                for number, chunk, chunk_id in self._named(_chunks(snapshot), threads):
+                    index[number] = self._ref(chunk, chunk_id)
+                    yield from self._full()
+                listed = encode_index(index)
+                ref = self._ref(listed, self._sealer.id_of(listed))
+                yield Entry(snapshot.name, snapshot.size, ref, snapshot.about), index
                 yield from self._full()
-            ref = self._ref(encode_index(index))
-            yield Entry(snapshot.name, snapshot.size, ref, snapshot.about), index
-            yield from self._full()
         if self._parts:
             yield self._close()
+
+    def _named(
+        self, chunks: Iterator[Chunk], threads: Executor
+    ) -> Iterator[tuple[int, bytes | memoryview, bytes]]:
+        """With their names, which other threads make, some batches ahead: that is most of the work where little changed."""
+        ahead: deque[tuple[list[Chunk], Future[list[bytes]]]] = deque()
+        while batch := list(islice(chunks, _BATCH)):
+            ahead.append((batch, threads.submit(self._ids, batch)))
+            if len(ahead) > _THREADS:
+                yield from _joined(*ahead.popleft())
+        while ahead:
+            yield from _joined(*ahead.popleft())
+
+    def _ids(self, batch: list[Chunk]) -> list[bytes]:
+        return [self._sealer.id_of(chunk) for _, chunk in batch]
 
     def _full(self) -> Iterator[Pack]:
         if self._size >= PACK_BYTES:
@@ -63,8 +86,7 @@ class Packer:
         self._begin()
         return pack
 
-    def _ref(self, chunk: bytes | memoryview) -> Ref:
-        chunk_id = self._sealer.id_of(chunk)
+    def _ref(self, chunk: bytes | memoryview, chunk_id: bytes) -> Ref:
         known = self._known.get(chunk_id)
         if known is not None:
             return known
@@ -75,7 +97,15 @@ class Packer:
         return ref
 
 
-def _chunks(snapshot: Snapshot) -> Iterator[tuple[int, bytes | memoryview]]:
+def _joined(
+    batch: list[Chunk], ids: Future[list[bytes]]
+) -> Iterator[tuple[int, bytes | memoryview, bytes]]:
+    return (
+        (number, chunk, name) for (number, chunk), name in zip(batch, ids.result(), strict=True)
+    )
+
+
+def _chunks(snapshot: Snapshot) -> Iterator[Chunk]:
     for offset, data in snapshot.parts:
         view = memoryview(data)
         for at in range(0, len(view), CHUNK_BYTES):

@@ -1,13 +1,18 @@
 """A file's data at this moment, in memory: copied while its writer stands still, looked at when it runs again."""
 
 import errno
+import mmap
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 from bot.checkpoint.manifest import CHUNK_BYTES
 from bot.checkpoint.packer import Snapshot
+
+_THREADS, _LEAST_BYTES = 2, 8 << 20
 
 
 def scan(path: Path, name: str, about: bytes = b"") -> Snapshot:
@@ -44,14 +49,26 @@ def _extents(descriptor: int, size: int) -> list[tuple[int, int]]:
 
 
 def _read(descriptor: int, begin: int, end: int) -> memoryview:
-    buffer = memoryview(bytearray(end - begin))
+    # Fresh pages cost more than the copying: fewer of them by mmap than by bytearray, and two threads share them.
+    buffer = memoryview(mmap.mmap(-1, end - begin))
+    cuts = [*range(0, len(buffer), max(_LEAST_BYTES, -(-len(buffer) // _THREADS))), len(buffer)]
+    pieces = [(begin + at, buffer[at:to]) for at, to in pairwise(cuts)]
+    if len(pieces) == 1:
+        _fill(descriptor, *pieces[0])
+    else:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for done in [threads.submit(_fill, descriptor, *piece) for piece in pieces]:
+                done.result()
+    return buffer
+
+
+def _fill(descriptor: int, begin: int, piece: memoryview) -> None:
     done = 0
-    while done < len(buffer):
-        size = os.preadv(descriptor, [buffer[done:]], begin + done)
+    while done < len(piece):
+        size = os.preadv(descriptor, [piece[done:]], begin + done)
         if size == 0:
             raise OSError(errno.EIO, "the file became shorter while it was read")
         done += size
-    return buffer
 
 
 def scan_database(path: Path, name: str) -> Snapshot:

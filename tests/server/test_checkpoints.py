@@ -11,6 +11,7 @@ import trio
 
 from bot.adapters.disks.disks import LAYER
 from bot.adapters.engine.cgroup import DoesNotStandStill
+from bot.adapters.store.sqlite import SqliteStore
 from bot.boot.line import Line, NoLine
 from bot.boot.put_back import BOOKS, Folders, put_back
 from bot.boot.secret import encode_secret
@@ -22,6 +23,7 @@ from bot.checkpoint.saver import KEPT
 from bot.server import checkpoints
 from bot.server.checkpoints import Checkpointer
 from bot.server.content import OTHERS
+from tests.adapters.test_migrations import PUBKEY, SCRIPTS, make
 from tests.checkpoint.keeper import MemoryBlobs
 
 
@@ -672,6 +674,27 @@ async def test_a_disk_that_was_deleted_since_the_last_checkpoint_stays_deleted(
     back = disks / f"x{LAYER}"
     assert (raw, bytes(10)) == (back.read_bytes()[:70_000], back.read_bytes()[70_000:70_010])
     assert back.stat().st_blocks * 512 >= 1 << 20
+
+
+@pytest.mark.parametrize("version", range(1, len(SCRIPTS) + 1))
+async def test_books_of_every_earlier_version_come_back_and_become_todays(
+    place, escrow, tmp_path, version
+):
+    """An upgrade restores what the former version wrote."""
+    boot, _, folder = place
+    (folder / BOOKS).unlink()
+    make(folder / BOOKS, version)
+    assert await Checkpointer(await boot(), folder, escrow.clock, nobody).last()
+    home = tmp_path / "home"
+    await put_back(await boot(), Folders(home, None), Progress())
+    with closing(SqliteStore(home / BOOKS)) as store:
+        row = await store.read(lambda tx: tx.containers.find(PUBKEY))
+        payment = await store.read(lambda tx: tx.outgoing.find("p"))
+    assert ("deployed", 20_000, 5) == (
+        row.state.value,
+        row.ports[0].host_port,
+        payment.amount_msat,
+    )
 
 
 async def test_a_disk_that_takes_a_part_is_asked_again_and_a_full_one_halts_it(
