@@ -1,0 +1,87 @@
+"""The command line for enclave images: what is in one, what is measured of it, and what two of them differ in."""
+
+import argparse
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from bot.files import read_bounded
+from bot.image.cpio import decode_cpio_untrusted
+from bot.image.difference import differences
+from bot.image.eif import BadEif, Eif, decode_eif_untrusted
+from bot.image.pcrs import pcrs_of
+from bot.image.seal import certificate_untrusted
+from bot.terminal import say, say_json
+
+MOST_BYTES = 2 << 30
+LARGEST = 20
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``image`` with its actions."""
+    image = commands.add_parser("image", help="enclave images (EIF): look into them, compare them")
+    actions = image.add_subparsers(required=True, metavar="action")
+    for name, text, files, do in (
+        ("pcrs", "what is measured of it", ("file",), _pcrs),
+        ("inspect", "its parts, and the largest files in it", ("file",), _inspect),
+        ("diff", "what changed from one to the other", ("one", "other"), _diff),
+    ):
+        action = actions.add_parser(name, help=text)
+        for file in files:
+            action.add_argument(file, type=Path)
+        action.add_argument("--json", action="store_true")
+        action.set_defaults(do=do)
+
+
+def _read(path: Path) -> Eif:
+    try:
+        return decode_eif_untrusted(read_bounded(path, MOST_BYTES))
+    except OSError as error:
+        raise BadEif(f"{path}: {error.strerror}") from error
+
+
+def _measured(eif: Eif) -> dict[str, str]:
+    pcrs = pcrs_of(eif)
+    if eif.signature is not None:
+        certificate = certificate_untrusted(eif.signature, pcrs[0])
+        pcrs = pcrs_of(eif, certificate.public_bytes(Encoding.DER))
+    return {f"PCR{index}": pcr.hex() for index, pcr in pcrs.items()}
+
+
+def _pcrs(options: argparse.Namespace) -> int:
+    told = _measured(_read(options.file))
+    if options.json:
+        say_json(told)
+    else:
+        say(*(f"{name}  {pcr}" for name, pcr in told.items()))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    eif = _read(options.file)
+    files = [
+        (len(entry.content), f"ramdisk {number}, {entry.path.decode(errors='backslashreplace')}")
+        for number, ramdisk in enumerate(eif.ramdisks, start=1)
+        for entry in decode_cpio_untrusted(ramdisk)
+    ]
+    largest = sorted(files, reverse=True)[:LARGEST]
+    parts = [(kind.name.lower(), len(data)) for kind, data in eif.sections()]
+    if options.json:
+        told = {"cmdline": eif.cmdline.decode(errors="replace"), "parts": parts}
+        say_json(told | {"pcrs": _measured(eif), "largest": largest, "files": len(files)})
+        return 0
+    say(*(f"{name:<10} {size:>12,} bytes" for name, size in parts))
+    say(f"command line: {eif.cmdline.decode(errors='replace')}")
+    say(*(f"{name}  {pcr}" for name, pcr in _measured(eif).items()))
+    say(f"{len(files)} files; the largest:", *(f"{size:>12,}  {path}" for size, path in largest))
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    """As diff(1): 1 when they differ."""
+    found = list(differences(_read(options.one), _read(options.other)))
+    if options.json:
+        say_json([{"where": d.where, "what": d.what, "pcrs": d.pcrs} for d in found])
+    else:
+        say(*map(str, found))
+    return 1 if found else 0
