@@ -24,6 +24,7 @@ from nips.keys import SecretKey
 from nips.nip47 import parse_uri
 from tests.conftest import REPO
 from tests.system.test_whole_stack import POLICY, needs_root
+from tests.system.twin import twin
 
 pytestmark = [
     pytest.mark.dockerd,
@@ -268,3 +269,30 @@ def test_the_life_as_the_demo_shows_it():
     assert [str(n) for n in range(1, 8)] == re.findall(r"\[(\d+)\]", done.stdout)
     assert "halted: the escrow services that answer hold none for this code" in done.stdout
     assert "cleaned up" in done.stdout
+
+
+async def test_of_two_enclaves_from_one_backup_the_older_one_stops_and_nothing_is_lost():
+    async with living() as (on, tenant), twin(on) as second:
+        image = await on.ground.push("sample/counts", "1", build_image(COUNTS))
+        deployed = await tenant.call("deploy", docker=image, units=1, amount_sat=500)
+        pubkey = deployed["pubkey"]
+        await tenant.pay(deployed["invoice"])
+        await tenant.until_state(pubkey, "deployed")
+        before = await tenant.call("balance", pubkey=pubkey)
+        await second.start_parent()
+        await second.start()
+        assert on.instance == await second.ready()
+        with trio.fail_after(40):
+            await on.enclave.machine.ended()
+        assert any("another enclave was started" in line for line in asked_parent(on, "logs"))
+        await tenant.until_state(pubkey, "deployed")
+        after = await tenant.call("balance", pubkey=pubkey)
+        assert before["balance_sat"] - 30 <= after["balance_sat"] <= before["balance_sat"] + 5
+        # Powered on again, it is a life of its own: the newer of the two now.
+        await on.enclave.stop_module()
+        await on.enclave.start()
+        assert on.instance == await on.enclave.ready()
+        with trio.fail_after(40):
+            await second.machine.ended()
+        status = await _reported_ready(on)
+        assert "up" == status["enclave"]
