@@ -11,7 +11,7 @@ Whoever meets a higher fence knows that he was overtaken. So of two that run at 
 one has written anything, and there is no moment at which both could go on.
 """
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 import trio
@@ -28,21 +28,32 @@ Holders = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Voters:
-    """Who decides, by an anchored checkpoint: so many different parts must agree. A part that was given away since
-    does not count, for another life may have given it to somebody else. With whole copies there is no majority, and one will do."""
+    """Whom a checkpoint names: so many different parts must agree. ``holders``: service → part. With whole copies there is
+    no majority, and one will do; but who leaves them must have reached everybody who has one."""
 
     threshold: int
-    holders: Holders = field(default_factory=dict)
+    holders: Mapping[str, int] = field(default_factory=dict)
 
-    def count(self, pubkeys: Set[str]) -> int:
-        """How many parts these have."""
-        if self.threshold == 1:
-            return min(1, len(pubkeys))
-        return len({self.holders[pubkey][0] for pubkey in pubkeys if pubkey in self.holders})
+    @classmethod
+    def named(cls, threshold: int, holders: Holders) -> "Voters":
+        """By an allotment."""
+        return cls(threshold, {pubkey: index for pubkey, (index, _) in holders.items()})
 
-    def lack(self, pubkeys: Set[str]) -> int:
-        """How many more it takes."""
-        return max(0, self.threshold - self.count(pubkeys))
+    def votes(self, pubkeys: Set[str], *, leaving: bool = False) -> tuple[int, int]:
+        """How many agree, and how many must. ``leaving``: for shares, where these have whole copies."""
+        if self.threshold > 1:
+            return len({self.holders[p] for p in pubkeys if p in self.holders}), self.threshold
+        if leaving:
+            return len(pubkeys & self.holders.keys()), len(self.holders)
+        return min(1, len(pubkeys)), 1
+
+
+def fewest(
+    voters: Iterable[Voters], pubkeys: Set[str], *, leaving: bool = False
+) -> tuple[int, int]:
+    """Of several who must all agree, those who lack most: how many agree, and how many must."""
+    votes = [each.votes(pubkeys, leaving=leaving) for each in voters]
+    return max(votes, key=lambda vote: vote[1] - vote[0], default=(0, 0))
 
 
 async def put_fence(

@@ -21,7 +21,7 @@ import trio
 from keycrux_client.allotment import Allotment, indices_of
 from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Service
-from keycrux_client.fence import Holders, Voters
+from keycrux_client.fence import Holders, Voters, fewest
 from keycrux_client.protocol import GetReply, Got
 from keycrux_client.recovery import stored_in
 from keycrux_client.shares import (
@@ -76,8 +76,8 @@ class Renewal:
 class Keeper:
     """Stores one key, with the head of our state, at all services that are believed.
 
-    ``voters``: whom the checkpoint that ours is made from names, and ``base`` its head; none where ours is the first with
-    this key. ``holders``: who had which part before. ``former``: other keys of ours, whose values may give way.
+    ``deciders``: who must agree before those whom our checkpoints name decide alone, and ``base`` the head that ours is made
+    from; none where ours is the first with this key. ``holders``: who had which part before. ``former``: other keys of ours, whose values may give way.
     ``forget``: the operator gave up whatever services hold for us.
     """
 
@@ -90,7 +90,7 @@ class Keeper:
         fence: Fence,
         holders: Holders | None = None,
         *,
-        voters: Voters | None = None,
+        deciders: Sequence[Voters] = (),
         base: Head = _NOTHING,
         former: Sequence[DiskKey] = (),
         forget: bool = False,
@@ -99,7 +99,8 @@ class Keeper:
         self._key, self._fence, self._former = key, fence, tuple(former)
         self._allotment = Allotment(split, holders)
         self._renewal: Renewal | None = None
-        self._voters, self._base, self._forget = voters, base, forget
+        self._deciders, self._base, self._forget = tuple(deciders), base, forget
+        self._is_first = not deciders
         self._head, self._named = _NOTHING, Voters(split.threshold)
         self._services: tuple[Service, ...] = ()
         # Two that store at once would take each other for somebody else.
@@ -114,6 +115,11 @@ class Keeper:
     def holders(self) -> Holders:
         """For the next checkpoint, and so for the next life, which must not give a part to a second service."""
         return self._allotment.holders
+
+    @property
+    def deciders(self) -> tuple[Voters, ...]:
+        """For the next checkpoint: a life that goes on from it must ask these as well, for it may never have been anchored."""
+        return self._deciders
 
     async def meet(self) -> None:
         """Find services, and give each a part: it has a vote once a checkpoint that names it is anchored."""
@@ -133,7 +139,8 @@ class Keeper:
 
     def offer(self, head: Head, holders: Holders) -> None:
         """From now on this head is stored; its checkpoint says who has which part."""
-        self._head, self._named = head, Voters(self._allotment.split.threshold, holders)
+        self._head = head
+        self._named = Voters.named(self._allotment.split.threshold, holders)
 
     async def anchor(self, head: Head, holders: Holders) -> Refreshed:
         """Store a newer head, at the services that were found last: this must be quick. Without ``is_safe`` it is not
@@ -158,7 +165,10 @@ class Keeper:
         values = [value for reply in replies.values() if (value := stored_in(reply)) is not None]
         mine = [v for v in values if v.fence == self._fence and v.is_authentic(self._key)]
         have = {index for value in mine for index in indices_of(value.parts, split)}
-        if done.is_safe and len(have) >= split.threshold:
+        whole = self._allotment.split.threshold == 1 < split.threshold
+        # Whoever has a whole copy could bring back what was before: all of them take part, or nobody.
+        missing = self._allotment.holders.keys() - set(done.stored) if whole else set()
+        if done.is_safe and len(have) >= split.threshold and not missing:
             return self._renewal.allotment.holders
         self._renewal = None
         return None
@@ -205,17 +215,16 @@ class Keeper:
             is_outdated=any(value.head != self._head for value in old) and self._yields_key(old),
         )
         if done.is_safe:
-            self._base, self._voters = self._head, self._named
+            self._base, self._deciders, self._is_first = self._head, (self._named,), False
         return done
 
     def _may_vote(self, value: Stored | None) -> bool:
-        return self._voters is None or (value is not None and value.fence == self._fence)
+        return self._is_first or (value is not None and value.fence == self._fence)
 
     def _votes(self, pubkeys: Set[str]) -> tuple[int, int]:
         """How many parts voted, and how many must: of those who decided before, and of those whom this head names."""
-        both = (self._voters or self._named, self._named)
-        most = max(both, key=lambda voters: voters.lack(pubkeys))
-        return most.count(pubkeys), most.threshold
+        leaving = self._named.threshold > 1
+        return fewest((*self._deciders, self._named), pubkeys, leaving=leaving)
 
     def _ours(self, replies: Mapping[Service, GetReply]) -> dict[Service, Stored | None]:
         """Services whose value may be replaced, and what it is."""

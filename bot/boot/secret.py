@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from bot.checkpoint.seal import BadCheckpoint
-from keycrux_client.fence import Holders
+from keycrux_client.fence import Holders, Voters
 from keycrux_client.shares import Split
 from nips.errors import BadKey
 from nips.keys import SecretKey
@@ -17,12 +17,20 @@ from nips.keys import SecretKey
 
 @dataclass(frozen=True)
 class Secret:
-    """``holders``: who had which part when this was written. ``line``: which files it was made from, see `line`."""
+    """``holders``: who had which part when this was written. ``deciders``: who had to agree beside them. ``line``: which files
+    it was made from, see `line`."""
 
     identity: SecretKey
     split: Split
     holders: Holders = field(default_factory=dict)
     line: str = ""
+    deciders: tuple[Voters, ...] = ()
+
+    @property
+    def voters(self) -> tuple[Voters, ...]:
+        """All who must agree to what a life does that goes on from here, each once."""
+        named = Voters.named(self.split.threshold, self.holders)
+        return (*(each for each in self.deciders if each != named), named)
 
 
 def encode_secret(secret: Secret) -> bytes:
@@ -35,6 +43,7 @@ def encode_secret(secret: Secret) -> bytes:
             "parts": secret.split.parts,
             "holders": secret.holders,
             "line": secret.line,
+            "deciders": [[each.threshold, each.holders] for each in secret.deciders],
         }
     )
 
@@ -45,11 +54,12 @@ def decode_secret(raw: bytes) -> Secret:
         match orjson.loads(raw):
             case {
                 "secret": str(secret), "set": str(set_id), "k": int(k), "parts": list(parts),
-                "holders": dict(holders), "line": str(line),
+                "holders": dict(holders), "line": str(line), "deciders": list(deciders),
             }:  # fmt: skip
                 split = Split(set_id, k, tuple(map(str, parts)))
                 held = {str(who): (int(index), int(at)) for who, (index, at) in holders.items()}
-                return Secret(SecretKey.parse(secret), split, held, line)
+                decided = tuple(Voters(int(k), dict(who)) for k, who in deciders)
+                return Secret(SecretKey.parse(secret), split, held, line, decided)
             case _:
                 pass
     except (ValueError, TypeError, BadKey):

@@ -11,7 +11,7 @@ between any two of them loses nothing:
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -26,7 +26,7 @@ from bot.checkpoint.saver import Saver
 from bot.checkpoint.seal import BadCheckpoint, Sealer
 from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Service
-from keycrux_client.fence import Voters, put_fence
+from keycrux_client.fence import Voters, fewest, put_fence
 from keycrux_client.protocol import GetReply
 from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, stored_in, sum_up
 from keycrux_client.refresh import Keeper, Refreshed
@@ -36,8 +36,6 @@ from nips.keys import SecretKey
 log = structlog.get_logger()
 RETRY_FIRST_S, RETRY_MOST_S = 0.5, 5.0
 BACKUP, MOST_BACKUP_BYTES = "backup", 100
-# With fewer there are whole copies of the key, and no two groups that must have one in common.
-LEAST_FOR_FENCE = 3
 
 
 OVERTAKEN = (
@@ -94,10 +92,11 @@ class _Seen:
     there: tuple[str, ...]
     manifests: dict[DiskKey, tuple[Manifest, Head]]
 
-    def fence(self) -> Fence:
-        """Above all that anybody took."""
+    @property
+    def highest(self) -> int:
+        """The epoch of whoever took his turn last."""
         values = filter(None, map(stored_in, self.replies.values()))
-        return Fence.above(value.fence.epoch for value in values)
+        return max((value.fence.epoch for value in values), default=0)
 
     @property
     def keys(self) -> tuple[DiskKey, ...]:
@@ -133,6 +132,8 @@ class Unlocker:
     tell: Callable[[str], Awaitable[None]] = _nobody
     find_head: Callable[[str], Awaitable[Head | None]] = _no_head
     line: Line | NoLine = field(default_factory=NoLine)
+    # Epochs of our own tries.
+    taken: list[int] = field(default_factory=list)
 
     async def unlock(self) -> Unlocked:
         """Raises `Halted`; `Overtaken` when it must not even be tried again."""
@@ -222,8 +223,8 @@ class Unlocker:
             # Before anybody hears of us: whoever went on from this state is not to be disturbed.
             raise Overtaken(STALE)
         await self._heed_relays(secret.identity.pubkey, base)
-        voters, fence = Voters(secret.split.threshold, secret.holders), seen.fence()
-        await self._take_turn(seen, fence, voters)
+        fence = self._next_fence(seen)
+        await self._take_turn(seen, fence, secret.voters)
         try:
             state = await read_state(sealer, self.blobs, manifest, base)
         except (BadCheckpoint, BlobsFailed) as error:
@@ -234,18 +235,26 @@ class Unlocker:
         former = [key for key in seen.keys if key != decision.key]
         keeper = Keeper(
             self.client, self.find_services, decision.key, secret.split, fence, secret.holders,
-            voters=voters, base=base, former=former,
+            deciders=secret.voters, base=base, former=former,
         )  # fmt: skip
         return await self._go_on(
             Unlocked(secret, keeper, sealer, saver, self.blobs), is_fresh=False
         )
 
-    async def _take_turn(self, seen: _Seen, fence: Fence, voters: Voters) -> None:
+    def _next_fence(self, seen: _Seen) -> Fence:
+        """Above all that anybody took, and above what we took ourselves in vain: a service that was away since must not take us
+        for another."""
+        fence = Fence.above([seen.highest, *self.taken])
+        self.taken.append(fence.epoch)
+        return fence
+
+    async def _take_turn(self, seen: _Seen, fence: Fence, voters: Sequence[Voters]) -> None:
         """Raises `_Again` where too few services still hold what was seen."""
         took = await put_fence(self.client, seen.keys, seen.replies, fence)
-        if voters.lack(took):
+        agree, needed = fewest(voters, took)
+        if agree < needed:
             raise _Again(
-                f"only {voters.count(took)} of {voters.threshold} escrow services needed let us go on: some do not"
+                f"only {agree} of {needed} escrow services needed let us go on: some do not"
                 " store, or another one of us is writing"
             )
 
@@ -284,7 +293,7 @@ class Unlocker:
         saver, keeper = found.saver, found.keeper
         same = [entry.name for entry in saver.last.manifest.entries] if saver.last else []
         await keeper.meet()
-        secret = replace(found.secret, holders=keeper.holders)
+        secret = replace(found.secret, holders=keeper.holders, deciders=keeper.deciders)
         try:
             saved = await saver.save([], same, encode_secret(secret), self.client.clock.now())
         except BlobsFailed as error:

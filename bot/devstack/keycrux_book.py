@@ -52,7 +52,12 @@ class KeycruxBook:
         row = (
             _measured(pcrs), pcrs.hex(4), pcrs.is_debug, data, json.dumps(policy), asked_at, now + LIFE_S,
         )  # fmt: skip
-        self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        # What was compared may be another image's, on the same machine: it gives way, or that image would go on with it.
+        source = self._source(pcrs, params, now)
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM held WHERE measured = ?", (source,))
+            self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return "ok"
 
     def _compare(self, pcrs: Pcrs, params: Json, now: int) -> None:
@@ -67,19 +72,25 @@ class KeycruxBook:
             raise KeycruxError("Conflict")
 
     def get(self, pcrs: Pcrs, params: Json, now: int) -> str:
+        source = self._source(pcrs, params, now)
+        if source is None:
+            raise KeycruxError(NOT_FOUND)
+        found = self._db.execute("SELECT data FROM held WHERE measured = ?", (source,)).fetchone()
+        return str(found[0])
+
+    def _source(self, pcrs: Pcrs, params: Json, now: int) -> str | None:
+        """Whose value it is that this code may have: its own, or one of the same machine whose policy lets it."""
         self._db.execute("DELETE FROM held WHERE expires_at < ?", (now,))
-        exact = "SELECT data FROM held WHERE measured = ?"
-        found = self._db.execute(exact, (_measured(pcrs),)).fetchone()
-        if found is not None:
-            return str(found[0])
-        given = params.get("input")
+        mine, given = _measured(pcrs), params.get("input")
+        if self._db.execute("SELECT 1 FROM held WHERE measured = ?", (mine,)).fetchone():
+            return mine
         same_machine = (
-            "SELECT data, policy FROM held WHERE pcr4 = ? AND debug = ? ORDER BY asked_at DESC"
+            "SELECT measured, policy FROM held WHERE pcr4 = ? AND debug = ? ORDER BY asked_at DESC"
         )
-        for data, policy in self._db.execute(same_machine, (pcrs.hex(4), pcrs.is_debug)):
+        for measured, policy in self._db.execute(same_machine, (pcrs.hex(4), pcrs.is_debug)):
             if isinstance(given, dict) and _fulfils(pcrs, json.loads(policy), given):
-                return str(data)
-        raise KeycruxError(NOT_FOUND)
+                return str(measured)
+        return None
 
     def has(self, params: Json, now: int) -> Json:
         sql = "SELECT count(*) FILTER (WHERE NOT debug), count(*) FILTER (WHERE debug) FROM held WHERE pcr4 = ? AND expires_at >= ?"

@@ -158,7 +158,8 @@ class Checkpointer:
 
     async def _put(self, *, full: bool) -> int:
         put = self.content.put_all if full else self.content.put_books
-        secret = replace(self._unlocked.secret, holders=self._unlocked.keeper.holders)
+        keeper = self._unlocked.keeper
+        secret = replace(self._unlocked.secret, holders=keeper.holders, deciders=keeper.deciders)
         put_bytes = await put(self._unlocked.saver, encode_secret(secret))
         if put_bytes:
             self._holders = secret.holders
@@ -190,7 +191,7 @@ class Checkpointer:
                 "the key is not shared anew: too few services take part", parts=len(split.parts)
             )
             return None
-        secret = replace(unlocked.secret, split=split, holders=holders)
+        secret = replace(unlocked.secret, split=split, holders=holders, deciders=keeper.deciders)
         if key != unlocked.sealer.key:
             sealer = Sealer(key)
             unlocked = replace(unlocked, sealer=sealer, saver=unlocked.saver.resealed(sealer))

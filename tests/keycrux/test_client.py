@@ -215,7 +215,7 @@ async def test_a_part_that_two_lives_gave_to_two_services_votes_for_neither(escr
         escrow.lane.services = {name: everybody[name] for name in names}
 
     # The third one is silent for so long that its part is given to somebody else.
-    voters = Voters(2, older.holders)
+    deciders = [Voters.named(2, older.holders)]
     older._allotment._holders[c] = (older.holders[c][0], escrow.clock.now() - LIFE_S)
     sealed = {name: at for name, at in older.holders.items() if name != c}
     only(a, d)
@@ -224,7 +224,7 @@ async def test_a_part_that_two_lives_gave_to_two_services_votes_for_neither(escr
     assert not (await older.anchor(Head(1, 2, "bb"), sealed)).is_safe
     only(b, e)
     newer = await code.keeper(
-        KEY, Head(2, 2, "cc"), split, Fence(2, "newer"), holders=sealed, voters=voters
+        KEY, Head(2, 2, "cc"), split, Fence(2, "newer"), holders=sealed, deciders=deciders
     )
     assert e in newer.holders
     for _ in range(3):
@@ -244,7 +244,7 @@ async def test_a_larger_split_needs_a_majority_of_the_smaller_one_as_well(escrow
     assert (await older.refresh()).is_safe
     names += [escrow.add_service() for _ in range(2)]
     everybody = dict(escrow.lane.services)
-    options = {"holders": older.holders, "voters": Voters(2, older.holders)}
+    options = {"holders": older.holders, "deciders": [Voters.named(2, older.holders)]}
     newer = await code.keeper(KEY, Head(2, 2, "bb"), make_split(KEY, 5), **options)
     escrow.lane.services = {name: everybody[name] for name in names[2:]}
     for _ in range(3):
@@ -335,6 +335,25 @@ async def test_at_every_moment_of_a_renewal_the_key_can_be_had_whoever_is_lost(
     assert 2 * gets < count < 40
     held = {set_id for set_id, _ in shares(await code.get_all())}
     assert {new.set_id} == held, "the former is worth nothing"
+
+
+async def test_whole_copies_are_given_up_only_when_all_of_them_are(escrow):
+    """Whoever has one could bring back what was before."""
+    first = escrow.add_service()
+    escrow.add_service()
+    code, split = escrow.code(), make_split(KEY, 3)
+    keeper = await code.keeper(KEY, HEAD, make_split(KEY, 2))
+    assert (await keeper.refresh()).is_safe
+    escrow.add_service()
+    silent = escrow.lane.services.pop(first)
+    assert None is await keeper.prepare(KEY, split)
+    escrow.lane.services[first] = silent
+    holders = await keeper.prepare(KEY, split)
+    assert holders is not None
+    escrow.lane.services.pop(first)
+    assert not (await keeper.adopt(Head(1, 2, "bb"), holders)).is_safe
+    escrow.lane.services[first] = silent
+    assert (await keeper.refresh()).is_safe
 
 
 async def test_what_is_not_prepared_stays_as_it_was(escrow):

@@ -23,6 +23,7 @@ from bot.checkpoint.saver import KEPT
 from bot.server import checkpoints
 from bot.server.checkpoints import Checkpointer
 from bot.server.content import OTHERS
+from nips.keys import SecretKey
 from tests.adapters.test_migrations import PUBKEY, SCRIPTS, make
 from tests.checkpoint.keeper import MemoryBlobs
 
@@ -511,6 +512,95 @@ async def test_while_escrow_takes_nothing_a_few_are_kept_and_then_it_catches_up(
     assert sum(map(is_manifest_name, blobs.kept)) <= KEPT
     await put_back(await boot(), Folders(tmp_path / "elsewhere", None), Progress())
     assert list(range(60)) == written(tmp_path / "elsewhere")
+
+
+def only(escrow, everybody, *numbers):
+    """Whom everybody reaches from now on."""
+    names = [*everybody]
+    escrow.lane.services = {names[number]: everybody[names[number]] for number in numbers}
+
+
+async def test_whom_a_checkpoint_names_does_not_decide_alone_before_it_was_anchored(
+    place, escrow, monkeypatch
+):
+    """From three services to five, and the last step reaches three of them only: the two others could still decide."""
+    boot, _, folder = place
+    older = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    assert await older.last()
+    for _ in range(2):
+        escrow.add_service()
+    everybody = dict(escrow.lane.services)
+    keeper = older._unlocked.keeper
+    await keeper.refresh()
+    real = keeper.adopt
+
+    async def adopt(*args):
+        only(escrow, everybody, 2, 3, 4)
+        return await real(*args)
+
+    monkeypatch.setattr(keeper, "adopt", adopt)
+    assert not await older._try(full=True)
+    assert 5 == len(older._unlocked.secret.split.parts)
+    with pytest.raises(Halted, match="only 1 of 2 escrow services needed let us go on"):
+        await boot(halt_after_s=0.3)
+    only(escrow, everybody, 0, 1, 2)
+    next_one = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    escrow.lane.services = everybody
+    for _ in range(3):
+        is_safe = await next_one._try(full=True)
+    assert is_safe
+    assert 1 == len(next_one._unlocked.keeper.deciders)
+
+
+@pytest.mark.parametrize("again", ["the former", "the next"])
+async def test_an_upgrade_overtakes_the_former_image_and_the_other_way_round(
+    escrow, tmp_path, again
+):
+    """Services keep what each image stored; the two must not go on side by side."""
+    for _ in range(3):
+        escrow.add_service()
+    maintainers, blobs = [SecretKey.generate()], MemoryBlobs()
+    codes = {name: escrow.code(name, maintainers) for name in ("the former", "the next")}
+    for name in (BOOKS, *OTHERS):
+        with closing(sqlite3.connect(tmp_path / name)) as db, db:
+            db.execute("CREATE TABLE t (n)")
+
+    async def boot(name):
+        return await Unlocker(codes[name].client, escrow.find_services, blobs, 3, 60).unlock()
+
+    former = Checkpointer(await boot("the former"), tmp_path, escrow.clock, nobody)
+    assert await former.last()
+    upgraded = Checkpointer(await boot("the next"), tmp_path, escrow.clock, nobody)
+    write(tmp_path, 1)
+    assert await upgraded.last()
+    with pytest.raises(Overtaken):
+        await former._try(full=False)
+    await put_back(await boot(again), Folders(tmp_path / "home", None), Progress())
+    assert [1] == written(tmp_path / "home"), "whichever image goes on, nothing is rolled back"
+    with pytest.raises(Overtaken):
+        await upgraded._try(full=False)
+
+
+async def test_a_boot_that_tried_in_vain_is_not_overtaken_by_itself(place, escrow):
+    """A service that took its turn once was away when a later try succeeded."""
+    boot, _, folder = place
+    assert await Checkpointer(await boot(), folder, escrow.clock, nobody).last()
+    everybody, tries = dict(escrow.lane.services), []
+    for number, book in enumerate(escrow.books):
+        book.real = book.set
+
+        def set_(*args, number=number, book=book):
+            tries.append(number)
+            if number == 0 and len(tries) > 4:
+                only(escrow, everybody, 1, 2)
+            return book.real(*args) if number == 0 or len(tries) > 12 else "no"
+
+        book.set = set_
+    one = Checkpointer(await boot(), folder, escrow.clock, nobody)
+    assert await one._try(full=True)
+    escrow.lane.services = everybody
+    for _ in range(2):
+        assert await one._try(full=True)
 
 
 # -- another key, another split ---------------------------------------------------------------------------
