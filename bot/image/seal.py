@@ -5,8 +5,6 @@ bytes are written there as lists of numbers. Nothing of it is measured but the c
 it is verified over registers that were computed from the rest of the file.
 """
 
-import base64
-
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -87,8 +85,3 @@ def _payload(pcr0: bytes) -> bytes:
 def _signed(payload: bytes) -> bytes:
     """RFC 9052, 4.4."""
     return cbor.encode(["Signature1", _PROTECTED, b"", payload])
-
-
-def to_text(certificate: x509.Certificate) -> str:
-    """As NEC-03's ``cert`` tag has it."""
-    return base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
