@@ -15,15 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trio
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from bot.adapters.nsm import LENGTH, read_message
 from bot.clock import SystemClock
 from bot.devstack.authority import LEAF_S, DevAuthority, KeyAndCertificate, load_authority
 from nips.errors import BadInput
 from nips.tee import cbor
-from nips.tee.attestation import PCR_BYTES, CoseSign1, Document, Pcrs
+from nips.tee.attestation import PCR_BYTES, Document, Pcrs
+from nips.tee.cose import sign1
 from nips.tee.nec03 import pcr8_of, pcr_of
 from nips.tee.nec04 import pcr4_of
 from nips.tee.nsm import (
@@ -39,7 +38,6 @@ from nips.tee.nsm import (
     encode_response,
 )
 
-_ES384 = cbor.encode({1: -35})
 _RENEW_S = 600
 Arguments = dict[str, object]
 
@@ -79,10 +77,7 @@ def sign_document(signer: KeyAndCertificate, document: Document) -> bytes:
 
 
 def sign_payload(signer: KeyAndCertificate, payload: bytes) -> bytes:
-    unsigned = CoseSign1(_ES384, payload, b"")
-    der = signer.key.sign(unsigned.signed_bytes(), ec.ECDSA(hashes.SHA384()))
-    signature = b"".join(n.to_bytes(48, "big") for n in utils.decode_dss_signature(der))
-    return CoseSign1(_ES384, payload, signature).encoded()
+    return sign1(payload, signer.key).encoded()
 
 
 class DevNsm:

@@ -11,16 +11,15 @@ import hashlib
 from collections.abc import Sequence
 
 from bot.image.eif import Eif
-from nips.tee.nec03 import pcr8_of, pcr_of
+from nips.tee.nec03 import pcr_of
 
 
-def pcrs_of(eif: Eif, certificate_der: bytes | None = None) -> dict[int, bytes]:
-    """PCR0, 1, 2, and 8 where the image is signed."""
+def pcrs_of(eif: Eif) -> dict[int, bytes]:
+    """PCR0, 1 and 2; what is in PCR8, `nips.tee.nec03` says."""
     boot = [eif.kernel, eif.cmdline]
     first, rest = eif.ramdisks[:1], eif.ramdisks[1:]
     measured = {0: [*boot, *first, *rest], 1: [*boot, *first], 2: [*rest]}
-    pcrs = {index: pcr_of(_hash(parts)) for index, parts in measured.items()}
-    return pcrs | ({8: pcr8_of(certificate_der)} if certificate_der is not None else {})
+    return {index: pcr_of(_hash(parts)) for index, parts in measured.items()}
 
 
 def _hash(parts: Sequence[bytes]) -> bytes:

@@ -7,30 +7,19 @@ it is verified over registers that were computed from the rest of the file.
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import (
-    decode_dss_signature,
-    encode_dss_signature,
-)
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bot.image.eif import BadEif
-from nips.errors import BadInput
 from nips.tee import cbor
+from nips.tee.cose import PROTECTED, decode_sign1_untrusted, sign1
 
 MOST_BYTES = 65_536
-# RFC 9053: ECDSA with SHA-384, which is what a P-384 key signs with; halves of 48 bytes.
-_ES384, _HALF = -35, 48
-_PROTECTED = cbor.encode({1: _ES384})
 
 
 def seal(pcr0: bytes, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
     """The signature section. The key signs this once, and is to be forgotten then."""
-    payload = _payload(pcr0)
-    r, s = decode_dss_signature(key.sign(_signed(payload), ec.ECDSA(hashes.SHA384())))
-    halves = r.to_bytes(_HALF, "big") + s.to_bytes(_HALF, "big")
-    signature = cbor.encode([_PROTECTED, {}, payload, halves])
+    signature = sign1(_payload(pcr0), key).encoded()
     pem = certificate.public_bytes(Encoding.PEM)
     return cbor.encode([{"signing_certificate": list(pem), "signature": list(signature)}])
 
@@ -54,7 +43,7 @@ def certificate_untrusted(section: bytes, pcr0: bytes) -> x509.Certificate:
                 pass
     except BadEif:
         raise
-    except (BadInput, ValueError, TypeError, InvalidSignature) as error:
+    except (ValueError, TypeError, InvalidSignature) as error:
         raise BadEif(
             f"the signature does not hold: {str(error) or 'it is of another key'}"
         ) from error
@@ -65,23 +54,14 @@ def _verify(signature: bytes, certificate: x509.Certificate, pcr0: bytes) -> Non
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise BadEif("an image is signed by a key on P-384")
-    match cbor.decode_untrusted(signature):
-        case [bytes(protected), dict(unprotected), bytes(payload), bytes(halves)]:
-            pass
-        case _:
-            raise BadEif("the signature has another shape")
-    if protected != _PROTECTED or unprotected or len(halves) != 2 * _HALF:
+    cose = decode_sign1_untrusted(signature)
+    # One way to write it, as for all else in an image.
+    if cose.protected != PROTECTED:
         raise BadEif("the signature is of another algorithm")
-    if payload != _payload(pcr0):
+    if cose.payload != _payload(pcr0):
         raise BadEif("the signature is over another image")
-    r, s = (int.from_bytes(half, "big") for half in (halves[:_HALF], halves[_HALF:]))
-    key.verify(encode_dss_signature(r, s), _signed(payload), ec.ECDSA(hashes.SHA384()))
+    cose.verify(key)
 
 
 def _payload(pcr0: bytes) -> bytes:
     return cbor.encode({"register_index": 0, "register_value": list(pcr0)})
-
-
-def _signed(payload: bytes) -> bytes:
-    """RFC 9052, 4.4."""
-    return cbor.encode(["Signature1", _PROTECTED, b"", payload])

@@ -12,6 +12,7 @@ from bot.image.eif import BadEif, Eif, decode_eif_untrusted
 from bot.image.pcrs import pcrs_of
 from bot.image.seal import certificate_untrusted
 from bot.terminal import say, say_json
+from nips.tee.nec03 import pcr8_of
 
 MOST_BYTES = 2 << 30
 LARGEST = 20
@@ -44,7 +45,7 @@ def _measured(eif: Eif) -> dict[str, str]:
     pcrs = pcrs_of(eif)
     if eif.signature is not None:
         certificate = certificate_untrusted(eif.signature, pcrs[0])
-        pcrs = pcrs_of(eif, certificate.public_bytes(Encoding.DER))
+        pcrs[8] = pcr8_of(certificate.public_bytes(Encoding.DER))
     return {f"PCR{index}": pcr.hex() for index, pcr in pcrs.items()}
 
 

@@ -17,13 +17,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, utils
-
 from nips.errors import BadAttestation, BadCbor
 from nips.tee import cbor
 from nips.tee.anchor import Anchor
+from nips.tee.cose import BadCose, CoseSign1, decode_sign1_untrusted
 from nips.tee.lifetime import check_begun
 from nips.tee.nitro_chain import Chain, ChainVerifier
 
@@ -32,8 +29,7 @@ MAX_PAYLOAD_BYTES = 16_384
 MAX_CERTIFICATE_BYTES, MAX_CABUNDLE = 1_024, 8
 MAX_FIELD_BYTES = 1_024
 PCR_BYTES, PCR_COUNT = 48, 32
-_COSE_SIGN1_TAG, _ARRAY_OF_FOUR = 0xD2, b"\x84"
-_ES384 = {1: -35}
+_COSE_SIGN1_TAG = 0xD2
 _REQUIRED = frozenset({"module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"})
 _OPTIONAL = frozenset({"public_key", "user_data", "nonce"})
 _ENCLAVE_ID = re.compile(r"i-[0-9a-f]{1,40}-enc[0-9a-f]{1,40}")
@@ -78,23 +74,6 @@ class Document:
     def timestamp_s(self) -> int:
         """When the module signed, Unix seconds."""
         return self.timestamp_ms // 1_000
-
-
-@dataclass(frozen=True)
-class CoseSign1:
-    """The four parts of a COSE_Sign1; the unprotected header is empty."""
-
-    protected: bytes
-    payload: bytes
-    signature: bytes
-
-    def signed_bytes(self) -> bytes:
-        """Sig_structure over the payload exactly as it was received (RFC 9052, section 4.4)."""
-        return cbor.encode(["Signature1", self.protected, b"", self.payload])
-
-    def encoded(self) -> bytes:
-        """As the module writes it: untagged."""
-        return cbor.encode([self.protected, {}, self.payload, self.signature])
 
 
 @dataclass(frozen=True)
@@ -154,12 +133,9 @@ class Verifier:
 
 
 def _check_signature(chain: Chain, cose: CoseSign1) -> None:
-    r, s = (int.from_bytes(half, "big") for half in (cose.signature[:48], cose.signature[48:]))
     try:
-        chain.leaf_key.verify(
-            utils.encode_dss_signature(r, s), cose.signed_bytes(), ec.ECDSA(hashes.SHA384())
-        )
-    except InvalidSignature:
+        cose.verify(chain.leaf_key)
+    except BadCose:
         raise BadAttestation("the document's signature does not hold") from None
 
 
@@ -181,24 +157,13 @@ def decode_document_untrusted(raw: bytes) -> tuple[CoseSign1, Document]:
 
 
 def _decode_cose(raw: bytes) -> CoseSign1:
-    untagged = raw[1:] if raw[0] == _COSE_SIGN1_TAG else raw
-    # Only the payload is ever of indefinite length; around it that would be one more way to write the same.
-    if untagged[:1] != _ARRAY_OF_FOUR:
-        raise BadAttestation("not a COSE_Sign1 of four parts")
-    match cbor.decode_untrusted(untagged):
-        case [bytes(protected), dict(unprotected), bytes(payload), bytes(signature)]:
-            pass
-        case _:
-            raise BadAttestation("not a COSE_Sign1 of four parts")
-    if unprotected:
-        raise BadAttestation("the unprotected header is not empty")
-    if cbor.decode_untrusted(protected) != _ES384:
-        raise BadAttestation("the protected header is not exactly ES384")
-    if len(signature) != 96:
-        raise BadAttestation("the signature is not of 96 bytes")
-    if not 0 < len(payload) <= MAX_PAYLOAD_BYTES:
+    try:
+        cose = decode_sign1_untrusted(raw[1:] if raw[0] == _COSE_SIGN1_TAG else raw)
+    except BadCose as error:
+        raise BadAttestation(str(error)) from None
+    if not 0 < len(cose.payload) <= MAX_PAYLOAD_BYTES:
         raise BadAttestation(f"the payload is not of 1 to {MAX_PAYLOAD_BYTES} bytes")
-    return CoseSign1(protected, payload, signature)
+    return cose
 
 
 def _document(value: object) -> Document:
