@@ -1,7 +1,7 @@
 """Which service has which part of a split. A part belongs to one service as long as that may still have it: with two holders of
 one part, two majorities need have nobody in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from keycrux_client.discovery import Service
 from keycrux_client.fence import Holders
@@ -48,8 +48,3 @@ class Allotment:
         """Parts of others; a whole copy is for everybody."""
         others = {index for p, (index, _) in self._holders.items() if p != service.pubkey}
         return others if self.split.threshold > 1 else set()
-
-
-def indices_of(parts: Sequence[Part], split: Split) -> set[int]:
-    """Which of the split's parts are among these."""
-    return {part.index for part in parts if part.set_id == split.set_id}

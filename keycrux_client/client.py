@@ -58,6 +58,11 @@ class EscrowClient:
         reply = await self._call(service, key, "set", params)
         return reply is not None and is_ok(reply)
 
+    async def store(self, service: Service, data: str, *, expected: str | None) -> bool:
+        """As `set`, and whether it is there: what a service took counts when it gives it back."""
+        took = await self.set(service, data, expected=expected)
+        return took and (await self.get(service)).data == data
+
     async def get_all(self, services: Sequence[Service]) -> dict[Service, GetReply]:
         """All at the same time."""
         found: dict[Service, GetReply] = {}

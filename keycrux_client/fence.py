@@ -68,10 +68,7 @@ async def put_fence(
 
     async def put(service: Service, value: Stored, key: DiskKey) -> None:
         text = encode(fenced(key, value, fence))
-        if not await client.set(service, text, expected=replies[service].data):
-            return
-        # What a service took counts when it is there.
-        if (await client.get(service)).data == text:
+        if await client.store(service, text, expected=replies[service].data):
             took.add(service.pubkey)
 
     async with trio.open_nursery() as nursery:

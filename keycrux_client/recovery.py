@@ -15,7 +15,7 @@ The backup comes from the parent, who may hide it, or hand over an old one; serv
 because the parent wills it. So nothing is created, and no key is replaced, while anything is unsure.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -133,7 +133,7 @@ def sum_up(
     """Replies as the facts that `decide` wants. ``open_backup`` tries one key on the backup; ``unheard``:
     services that should be there and were not found, and relays that did not say which there are."""
     held = [reply for reply in replies if reply.got is Got.HELD]
-    values = [value for reply in held if (value := stored_in(reply)) is not None]
+    values = values_in(held)
     return Escrow(
         asked=len(replies) + unheard,
         answered=sum(reply.got is not Got.SILENT for reply in replies),
@@ -142,6 +142,11 @@ def sum_up(
             Candidate(found.key, open_backup(found.key), found.newest) for found in gather(values)
         ),
     )
+
+
+def values_in(replies: Iterable[GetReply]) -> list[Stored]:
+    """What we wrote, of all that services hold."""
+    return [value for reply in replies if (value := stored_in(reply)) is not None]
 
 
 def stored_in(reply: GetReply) -> Stored | None:

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import trio
 
-from keycrux_client.allotment import Allotment, indices_of
+from keycrux_client.allotment import Allotment
 from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Service
 from keycrux_client.fence import Holders, Voters, fewest
 from keycrux_client.protocol import GetReply, Got
-from keycrux_client.recovery import stored_in
+from keycrux_client.recovery import stored_in, values_in
 from keycrux_client.shares import (
     DiskKey,
     Fence,
@@ -125,7 +125,7 @@ class Keeper:
         """Find services, and give each a part: it has a vote once a checkpoint that names it is anchored."""
         self._services = (await self._find_services()).services
         replies = await self._client.get_all(self._services)
-        self._parts(self._ours(replies))
+        self._parts(self._ours(replies, _held(replies)))
 
     async def refresh(self) -> Refreshed:
         """Once, to every service that is found and answers."""
@@ -135,7 +135,7 @@ class Keeper:
     async def find_ahead(self) -> tuple[str, ...]:
         """Services where a later one of us has taken its turn, among those that were found last."""
         replies = await self._client.get_all(self._services)
-        return tuple(s.pubkey for s, reply in replies.items() if self._is_ahead(stored_in(reply)))
+        return tuple(s.pubkey for s, value in _held(replies).items() if self._is_ahead(value))
 
     def offer(self, head: Head, holders: Holders) -> None:
         """From now on this head is stored; its checkpoint says who has which part."""
@@ -162,9 +162,9 @@ class Keeper:
         self._renewal = Renewal(key, Allotment(split))
         done = await self.refresh()
         replies = await self._client.get_all(self._services)
-        values = [value for reply in replies.values() if (value := stored_in(reply)) is not None]
+        values = values_in(replies.values())
         mine = [v for v in values if v.fence == self._fence and v.is_authentic(self._key)]
-        have = {index for value in mine for index in indices_of(value.parts, split)}
+        have = {p.index for value in mine for p in value.parts if p.set_id == split.set_id}
         whole = self._allotment.split.threshold == 1 < split.threshold
         # Whoever has a whole copy could bring back what was before: all of them take part, or nobody.
         missing = self._allotment.holders.keys() - set(done.stored) if whole else set()
@@ -193,9 +193,9 @@ class Keeper:
 
     async def _store_all(self, services: Sequence[Service]) -> Refreshed:
         replies = await self._client.get_all(services)
-        held = {s: stored_in(reply) for s, reply in replies.items()}
+        held = _held(replies)
         ahead = [s for s in services if self._is_ahead(held[s])]
-        ours = self._ours(replies)
+        ours = self._ours(replies, held)
         foreign = [s for s in services if s not in ours and replies[s].got is not Got.SILENT]
         wanted = self._wanted(ours) if not ahead else {}
         confirmed = await self._store(wanted, {s: replies[s].data for s in wanted})
@@ -226,9 +226,8 @@ class Keeper:
         leaving = self._named.threshold > 1
         return fewest((*self._deciders, self._named), pubkeys, leaving=leaving)
 
-    def _ours(self, replies: Mapping[Service, GetReply]) -> dict[Service, Stored | None]:
-        """Services whose value may be replaced, and what it is."""
-        held = {s: stored_in(reply) for s, reply in replies.items()}
+    def _ours(self, replies: Mapping[Service, GetReply], held: Held) -> Held:
+        """Of what is held, what may be replaced."""
         return {s: held[s] for s, reply in replies.items() if self._may_replace(reply, held[s])}
 
     def _may_replace(self, reply: GetReply, value: Stored | None) -> bool:
@@ -274,8 +273,7 @@ class Keeper:
 
         async def store(service: Service) -> None:
             text = encode(wanted[service])
-            took = await self._client.set(service, text, expected=expected[service])
-            if took and (await self._client.get(service)).data == text:
+            if await self._client.store(service, text, expected=expected[service]):
                 confirmed.append(service)
 
         async with trio.open_nursery() as nursery:
@@ -285,3 +283,7 @@ class Keeper:
 
     def _yields_key(self, values: Sequence[Stored]) -> bool:
         return self._key in [found.key for found in gather(values)]
+
+
+def _held(replies: Mapping[Service, GetReply]) -> Held:
+    return {service: stored_in(reply) for service, reply in replies.items()}

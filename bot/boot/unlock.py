@@ -28,7 +28,7 @@ from keycrux_client.client import EscrowClient
 from keycrux_client.discovery import Discovered, Service
 from keycrux_client.fence import Voters, fewest, put_fence
 from keycrux_client.protocol import GetReply
-from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, stored_in, sum_up
+from keycrux_client.recovery import Backup, CreateFresh, Halt, Restore, decide, sum_up, values_in
 from keycrux_client.refresh import Keeper, Refreshed
 from keycrux_client.shares import DiskKey, Fence, Head, gather, make_split
 from nips.keys import SecretKey
@@ -79,30 +79,31 @@ class Unlocked:
     blobs: Blobs
 
     @property
+    def secret_now(self) -> Secret:
+        """For the next checkpoint: with whoever has which part by now, and who must agree."""
+        keeper = self.keeper
+        return replace(self.secret, holders=keeper.holders, deciders=keeper.deciders)
+
+    @property
     def identity(self) -> SecretKey:
         return self.secret.identity
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one look at the keeper and escrow showed. ``manifests``: by the keys that open them."""
+    """What one look at the keeper and escrow showed. ``keys``: of ours; several, where one was giving way to another.
+    ``manifests``: by the keys that open them."""
 
     replies: dict[Service, GetReply]
     backup: Backup
+    keys: tuple[DiskKey, ...]
     there: tuple[str, ...]
     manifests: dict[DiskKey, tuple[Manifest, Head]]
 
     @property
     def highest(self) -> int:
         """The epoch of whoever took his turn last."""
-        values = filter(None, map(stored_in, self.replies.values()))
-        return max((value.fence.epoch for value in values), default=0)
-
-    @property
-    def keys(self) -> tuple[DiskKey, ...]:
-        """Of ours: several, where one was giving way to another."""
-        values = filter(None, map(stored_in, self.replies.values()))
-        return tuple(found.key for found in gather([*values]))
+        return max((value.fence.epoch for value in values_in(self.replies.values())), default=0)
 
     @property
     def was_begun(self) -> bool:
@@ -190,19 +191,18 @@ class Unlocker:
         try:
             claimed = await self.blobs.get(BACKUP, MOST_BACKUP_BYTES) is not None
             there = tuple(await self.blobs.names())
-            values = [
-                value for reply in replies.values() if (value := stored_in(reply)) is not None
-            ]
+            gathered = gather(values_in(replies.values()))
             manifests = {
                 found.key: (manifest, found.newest)
-                for found in gather(values)
+                for found in gathered
                 if found.newest is not None
                 and (manifest := await self._manifest(found.key, found.newest)) is not None
             }
         except BlobsFailed as error:
             log.warning("the keeper of our backup does not answer", reason=str(error))
-            return _Seen(replies, Backup.UNKNOWN, (), {})
-        return _Seen(replies, Backup.PRESENT if claimed else Backup.ABSENT, there, manifests)
+            return _Seen(replies, Backup.UNKNOWN, (), (), {})
+        backup = Backup.PRESENT if claimed else Backup.ABSENT
+        return _Seen(replies, backup, tuple(found.key for found in gathered), there, manifests)
 
     async def _manifest(self, key: DiskKey, head: Head) -> Manifest | None:
         try:
@@ -293,7 +293,7 @@ class Unlocker:
         saver, keeper = found.saver, found.keeper
         same = [entry.name for entry in saver.last.manifest.entries] if saver.last else []
         await keeper.meet()
-        secret = replace(found.secret, holders=keeper.holders, deciders=keeper.deciders)
+        secret = found.secret_now
         try:
             saved = await saver.save([], same, encode_secret(secret), self.client.clock.now())
         except BlobsFailed as error:

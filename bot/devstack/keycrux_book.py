@@ -48,35 +48,33 @@ class KeycruxBook:
         earlier = "SELECT 1 FROM held WHERE measured = ? AND asked_at > ?"
         if self._db.execute(earlier, (_measured(pcrs), asked_at)).fetchone() is not None:
             raise KeycruxError("Outdated request")
-        self._compare(pcrs, params, now)
+        source = self._source(pcrs, params, now)
+        self._compare(params, source)
         row = (
             _measured(pcrs), pcrs.hex(4), pcrs.is_debug, data, json.dumps(policy), asked_at, now + LIFE_S,
         )  # fmt: skip
-        # What was compared may be another image's, on the same machine: it gives way, or that image would go on with it.
-        source = self._source(pcrs, params, now)
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
+            # It may be another image's, on the same machine: it gives way, or that image would go on with it.
             self._db.execute("DELETE FROM held WHERE measured = ?", (source,))
-            self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            self._db.execute("INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return "ok"
 
-    def _compare(self, pcrs: Pcrs, params: Json, now: int) -> None:
+    def _compare(self, params: Json, source: str | None) -> None:
         """Compare and set: who does not know what is held here was overtaken by somebody."""
-        if "expected" not in params:
-            return
-        try:
-            holds = held_digest(self.get(pcrs, params, now))
-        except KeycruxError:
-            holds = ""
-        if params["expected"] != holds:
+        holds = held_digest(self._data(source)) if source is not None else ""
+        if params.get("expected", holds) != holds:
             raise KeycruxError("Conflict")
 
     def get(self, pcrs: Pcrs, params: Json, now: int) -> str:
         source = self._source(pcrs, params, now)
         if source is None:
             raise KeycruxError(NOT_FOUND)
-        found = self._db.execute("SELECT data FROM held WHERE measured = ?", (source,)).fetchone()
-        return str(found[0])
+        return self._data(source)
+
+    def _data(self, source: str) -> str:
+        found = self._db.execute("SELECT data FROM held WHERE measured = ?", (source,))
+        return str(found.fetchone()[0])
 
     def _source(self, pcrs: Pcrs, params: Json, now: int) -> str | None:
         """Whose value it is that this code may have: its own, or one of the same machine whose policy lets it."""

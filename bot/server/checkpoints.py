@@ -158,8 +158,7 @@ class Checkpointer:
 
     async def _put(self, *, full: bool) -> int:
         put = self.content.put_all if full else self.content.put_books
-        keeper = self._unlocked.keeper
-        secret = replace(self._unlocked.secret, holders=keeper.holders, deciders=keeper.deciders)
+        secret = self._unlocked.secret_now
         put_bytes = await put(self._unlocked.saver, encode_secret(secret))
         if put_bytes:
             self._holders = secret.holders
@@ -191,7 +190,7 @@ class Checkpointer:
                 "the key is not shared anew: too few services take part", parts=len(split.parts)
             )
             return None
-        secret = replace(unlocked.secret, split=split, holders=holders, deciders=keeper.deciders)
+        secret = replace(unlocked.secret_now, split=split, holders=holders)
         if key != unlocked.sealer.key:
             sealer = Sealer(key)
             unlocked = replace(unlocked, sealer=sealer, saver=unlocked.saver.resealed(sealer))
