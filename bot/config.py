@@ -88,7 +88,6 @@ class WalletConfig:
     the instance's own, ``builtin``: then there is no URI from outside."""
 
     builtin: str | None = None
-
     uri_file: Path | None = None
     # Accept invoices that pay another node than the one the wallet names (custodial wallets).
     any_payee: bool = False

@@ -1,7 +1,8 @@
 """Asking a NIP-47 wallet, and hearing it: requests, answers in time, answers that come late, notifications.
 
-Where the wallet is may be known from the start, or be found while we run. No answer in time is None: the request may still be carried out until it expires. What is asked with ``late`` is
-heard for as long as this process lives: the answer to a payment may come after minutes, and is evidence.
+Where the wallet is may be known from the start, or be found while we run. No answer in time is None: the request may
+still be carried out until it expires. What is asked with ``late`` is heard for as long as this process lives: the answer
+to a payment may come after minutes, and is evidence.
 """
 
 from collections import OrderedDict

@@ -16,9 +16,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from bot.boot.identity import load_key
 from bot.clock import SystemClock
-from bot.devstack.wallet import PATIENCE, WalletService
+from bot.devstack.wallet import running
 from bot.devstack.wallet_book import WalletBook
-from bot.relay.pool import RelayPool
 from nips import kinds
 from nips.event import Tag, parse_event_untrusted, sign_event
 from nips.keys import SecretKey
@@ -52,14 +51,8 @@ def _call(door: ClientConnection, method: str, **params: object) -> dict[str, An
 
 async def serve(key: SecretKey, book: WalletBook, environment: Mapping[str, str]) -> None:
     """Until it is killed. Certificates end after some hours, so it announces itself again and again."""
-    relay_url = environment["NWC_RELAYS"]
-    pool = RelayPool(SystemClock(), auth_key=key, policy=PATIENCE)
-    service = WalletService(key, book, pool, environment["ENCLAVED_WALLET_ADMIN"])
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pool.run)
-        pool.add(relay_url)
-        await pool.wait_connected()
-        nursery.start_soon(service.run)
+    relay_url, admin = environment["NWC_RELAYS"], environment["ENCLAVED_WALLET_ADMIN"]
+    async with running(key, book, relay_url, admin) as service:
         while True:
             try:
                 proof = await trio.to_thread.run_sync(proof_tags, key, environment)

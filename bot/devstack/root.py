@@ -23,7 +23,7 @@ BASE = "enclaved-base:1"
 START_S, BUILD_S = 30, 1_800
 KEPT_TREES = 2
 _RECIPE = ("Dockerfile", ".dockerignore", "enclave.sh", "build/image", "build/requirements.lock")
-_SOURCES = ("bot", "handlers", "keycrux_client", "netstack", "nips")
+SOURCES = ("bot", "handlers", "keycrux_client", "netstack", "nips")
 
 
 def cache() -> Path:
@@ -57,7 +57,7 @@ def _key() -> str:
 
 
 def _inputs() -> Iterator[Path]:
-    for name in (*_RECIPE, *_SOURCES):
+    for name in (*_RECIPE, *SOURCES):
         start = REPO / name
         for path in [start] if start.is_file() else start.rglob("*"):
             inside = path.relative_to(REPO).parts

@@ -5,7 +5,8 @@ python -m bot.devstack.wallet --relay ws://… --state DIR --admin PUBKEY [--fun
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,11 @@ class WalletService:
         return {"transactions": listed}
 
 
-async def serve(
-    key: SecretKey, book: WalletBook, relay_url: str, admin: str, *, extension: bool
-) -> None:
-    """Run until cancelled; writes ``ready`` to standard output once announced."""
+@asynccontextmanager
+async def running(
+    key: SecretKey, book: WalletBook, relay_url: str, admin: str, *, extension: bool = True
+) -> AsyncIterator[WalletService]:
+    """It is connected and answers; to be announced by who knows what to say of it."""
     pool = RelayPool(SystemClock(), auth_key=key, policy=PATIENCE)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.run)
@@ -198,8 +200,17 @@ async def serve(
         await pool.wait_connected()
         service = WalletService(key, book, pool, admin, extension=extension)
         nursery.start_soon(service.run)
+        yield service
+
+
+async def serve(
+    key: SecretKey, book: WalletBook, relay_url: str, admin: str, *, extension: bool
+) -> None:
+    """Run until cancelled; writes ``ready`` to standard output once announced."""
+    async with running(key, book, relay_url, admin, extension=extension) as service:
         await service.announce()
         print("ready", flush=True)
+        await trio.sleep_forever()
 
 
 def main() -> None:

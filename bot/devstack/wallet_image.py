@@ -7,10 +7,10 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from bot.devstack.image import REPO
+from bot.devstack.root import SOURCES
 from bot.devstack.sample import Image, build_image
 
-REPO = Path(__file__).resolve().parents[2]
-ROOMS = ("bot", "handlers", "keycrux_client", "netstack", "nips")
 # Of the standard library.
 LEFT_OUT = frozenset(
     ["test", "tests", "idlelib", "tkinter", "ensurepip", "lib2to3", "turtledemo", "pydoc_data",
@@ -36,7 +36,7 @@ def _files() -> dict[str, bytes]:
     files = {str(PYTHON).lstrip("/"): PYTHON}
     stdlib = Path(sysconfig.get_path("stdlib"))
     files |= {str(path).lstrip("/"): path for path in _below(stdlib)}
-    for room in ROOMS:
+    for room in SOURCES:
         files |= {
             f"app/{p.relative_to(REPO)}": p for p in _below(REPO / room) if p.suffix == ".py"
         }

@@ -19,7 +19,6 @@ import bot.server.http.server
 from bot.adapters.disks.copies import DiskCopies
 from bot.adapters.docker_engine import HOST_NAME, DockerConfig, DockerEngine
 from bot.adapters.enclave_network import EnclaveNetwork
-from bot.adapters.engine.names import container_name
 from bot.adapters.engine.room import make_room, shortages
 from bot.adapters.image_store import ImageStore, StoreConfig
 from bot.adapters.nwc_client import Whereabouts, known
@@ -35,7 +34,7 @@ from bot.boot.unlock import Halted
 from bot.boot.wake import Awake, folders_of, parent_of, tell_parent, wake
 from bot.builtins import load_builtins
 from bot.clock import SystemClock, boot_id
-from bot.config import Config, ConfigError, images_folder
+from bot.config import Config, images_folder
 from bot.parent.wire import ROTATE, SHUTDOWN
 from bot.relay.gate import raise_descriptor_limit
 from bot.relay.pool import RelayPool
@@ -47,13 +46,13 @@ from bot.server.inbox import Inbox
 from bot.server.intake import catch_up, feed, run_pump, run_requests, subscribe
 from bot.server.loops import TrioTasks, look_at_engine, loops, run_escrow, run_hints, run_loop
 from bot.server.outlet import Outlet
-from bot.server.own_wallet import OwnWallet
+from bot.server.own_wallet import own_wallet
 from bot.server.parts import App, TrioNudges
 from bot.server.status import Status, run_status
 from handlers.alarms import Alarm, Alarms
 from handlers.context import Builtin, Context, OnThisDisk, Policy, Presence, own_units
 from handlers.domain.lifecycle import State
-from handlers.duties.builtins import find_own, keep_builtins
+from handlers.duties.builtins import keep_builtins
 from nips.event import VerifiedEvent
 from nips.keys import SecretKey
 from nips.relay_url import normal_url
@@ -169,8 +168,8 @@ async def _build(
     images = ImageStore(_store_config(config, key), registry, clock)
     engine = DockerEngine(_docker_config(config, key), images, this_boot, clock)
     pool = RelayPool(clock, auth_key=key)
-    own_wallet = _own_wallet(config, builtins, awake, relay)
-    where = own_wallet.where if own_wallet is not None else _known_wallet(config)
+    own = own_wallet(config, builtins, awake, relay)
+    where = own.where if own is not None else _known_wallet(config)
     wallet = NwcWallet(where, clock, any_payee=config.wallet.any_payee)
     presence = Presence(
         name=config.server.name,
@@ -221,7 +220,7 @@ async def _build(
             status.checkpointer,
             status.network,
             status,
-            own_wallet,
+            own,
         )
     finally:
         with trio.CancelScope(shield=True):
@@ -230,22 +229,6 @@ async def _build(
         seen.close()
         refused.close()
         store.close()
-
-
-def _own_wallet(
-    config: Config, builtins: Sequence[Builtin], awake: Awake, relay: RelayServer | None
-) -> OwnWallet | None:
-    """Raises `ConfigError` where there could be none."""
-    name = config.wallet.builtin
-    if name is None:
-        return None
-    if name not in [builtin.name for builtin in builtins]:
-        raise ConfigError(f"[wallet] builtin: no container {name} is named in [server] builtins")
-    if awake.proof is None or not config.containers.port:
-        raise ConfigError(
-            "[wallet] builtin: a wallet proves its key to an enclave: [attestation] nsm and [containers] port are needed"
-        )
-    return OwnWallet(name, awake.key, relay)
 
 
 def _known_wallet(config: Config) -> Whereabouts:
@@ -356,15 +339,8 @@ async def _copy_disks_too(app: App, checkpointer: Checkpointer) -> None:
     copies = DiskCopies(app.engine.disks, app.config.engine.cgroup_parent)
     disks = EngineDisks(app.engine, copies)
     await disks.thaw()
-    checkpointer.content.with_disks(disks, partial(_holding_money, app.ctx))
-
-
-async def _holding_money(ctx: Context) -> frozenset[str]:
-    """Our own wallet, if we have one: by its name at the engine."""
-    if ctx.own_wallet is None:
-        return frozenset()
-    row = await ctx.store.read(find_own, ctx.key.pubkey, ctx.own_wallet)
-    return frozenset([container_name(row.pubkey)] if row is not None else [])
+    own = app.own_wallet
+    checkpointer.content.with_disks(disks, partial(own.holding, app.ctx) if own else None)
 
 
 async def _tidy_disks(app: App) -> None:

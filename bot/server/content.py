@@ -39,6 +39,9 @@ class EngineDisks:
         self._copies.kept(copying)
 
 
+FindMoney = Callable[[], Awaitable[frozenset[str]]]
+
+
 async def _no_containers() -> frozenset[str]:
     return frozenset()
 
@@ -50,14 +53,12 @@ class Content:
         self._state, self._clock = state, clock
         self._digests: dict[str, str] = {}
         self._disks: EngineDisks | None = None
-        self._money: Callable[[], Awaitable[frozenset[str]]] = _no_containers
+        self._money: FindMoney = _no_containers
 
-    def with_disks(
-        self, disks: EngineDisks, money: Callable[[], Awaitable[frozenset[str]]]
-    ) -> None:
+    def with_disks(self, disks: EngineDisks, money: FindMoney | None) -> None:
         """Containers' disks as well, from now on: once there is an engine. ``money``: containers that hold some of
         ours, whose disks go with the books: what the books say was received must lie there after a restore."""
-        self._disks, self._money = disks, money
+        self._disks, self._money = disks, money or _no_containers
 
     async def put_books(self, saver: Saver, secret: bytes) -> int:
         """Money alone, upon all else as it was; how many bytes, none when nothing was written since."""

@@ -3,6 +3,7 @@
 import argparse
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         ("status", "how far the enclave is, and how old its newest checkpoint", _status),
         ("logs", "what the enclave told", _logs),
         ("backups", "what is kept for it", _backups),
-        ("rotate", "tell the enclave to seal everything anew with another key", _rotate),
-        ("shutdown", "tell the enclave to save itself and end", _shutdown),
+        (
+            "rotate",
+            "tell the enclave to seal everything anew with another key",
+            partial(_order, "rotate"),
+        ),
+        ("shutdown", "tell the enclave to save itself and end", partial(_order, "shutdown")),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("--config", type=Path, default=CONFIG, help=f"default: {CONFIG}")
@@ -188,11 +193,6 @@ def _backups(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rotate(options: argparse.Namespace) -> int:
-    tell(str(_asked(options, "rotate")))
-    return 0
-
-
-def _shutdown(options: argparse.Namespace) -> int:
-    tell(str(_asked(options, "shutdown")))
+def _order(event: str, options: argparse.Namespace) -> int:
+    tell(str(_asked(options, event)))
     return 0

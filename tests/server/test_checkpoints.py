@@ -3,7 +3,7 @@
 import errno
 import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -228,6 +228,21 @@ class HeldUp:
         return wait
 
 
+@asynccontextmanager
+async def held_up(boot, blobs, method):
+    """A newer one boots, as far as that question; it goes on at the end of the block, and is then the one in the list."""
+    gate, newer = HeldUp(blobs, method), []
+
+    async def start():
+        newer.append(await boot(keeper=gate))
+
+    async with trio.open_nursery() as booting:
+        booting.start_soon(start)
+        await gate.came.wait()
+        yield newer
+        gate.goes_on.set()
+
+
 def rewrite(folder):
     """From top to bottom: packs of the last checkpoint are not needed any more."""
     with closing(sqlite3.connect(folder / BOOKS)) as db:
@@ -247,14 +262,7 @@ async def test_what_was_told_as_safe_while_a_newer_one_looked_is_not_rolled_back
     older = Checkpointer(await boot(), folder, escrow.clock, nobody)
     write(folder, 0)
     assert await older._try(full=True)
-    gate, newer = HeldUp(blobs, "names"), []
-
-    async def boot_newer():
-        newer.append(await boot(keeper=gate))
-
-    async with trio.open_nursery() as booting:
-        booting.start_soon(boot_newer)
-        await gate.came.wait()
+    async with held_up(boot, blobs, "names") as newer:
         names = [*escrow.lane.services]
         gone = {names[away]: escrow.lane.services.pop(names[away])} if away is not None else {}
         for number in range(1, 9):
@@ -262,7 +270,6 @@ async def test_what_was_told_as_safe_while_a_newer_one_looked_is_not_rolled_back
             write(folder, number)
             assert await older._try(full=full)
         escrow.lane.services |= gone
-        gate.goes_on.set()
     with pytest.raises(Overtaken):
         await older._try(full=False)
     for name, unlocked in (("newer", newer[0]), ("third", await boot())):
@@ -279,21 +286,13 @@ async def test_one_whose_turn_is_over_says_nothing_is_safe_before_the_newer_one_
     older = Checkpointer(await boot(), folder, escrow.clock, nobody)
     write(folder, 0)
     assert await older._try(full=True)
-    gate, newer = HeldUp(blobs, "put"), []
-
-    async def boot_newer():
-        newer.append(await boot(keeper=gate))
-
     names = [*escrow.lane.services]
-    async with trio.open_nursery() as booting:
-        booting.start_soon(boot_newer)
-        await gate.came.wait()
+    async with held_up(boot, blobs, "put") as newer:
         if away is not None:
             escrow.lane.services.pop(names[away])
         write(folder, 1)
         with pytest.raises(Overtaken):
             await older._try(full=True)
-        gate.goes_on.set()
     await put_back(newer[0], Folders(tmp_path / "newer", None), Progress())
     assert [0] == written(tmp_path / "newer")
 
@@ -613,7 +612,7 @@ async def test_by_order_all_is_sealed_anew_and_the_former_key_opens_nothing_that
     former, before = unlocked.sealer, set(blobs.kept)
     checkpointer = Checkpointer(unlocked, home, escrow.clock, nobody)
     disks = FakeDisks()
-    checkpointer.content.with_disks(disks, checkpointer_has_no_money)
+    checkpointer.content.with_disks(disks, None)
     assert await checkpointer.last()
     write(home, 1)
     checkpointer.rotate()
@@ -632,10 +631,6 @@ async def test_by_order_all_is_sealed_anew_and_the_former_key_opens_nothing_that
     assert {f"wallet{LAYER}", f"tenant{LAYER}"} == {p.name for p in (tmp_path / "disks").iterdir()}
     with pytest.raises(Overtaken):
         await checkpointer.last()
-
-
-async def checkpointer_has_no_money():
-    return frozenset()
 
 
 @pytest.mark.parametrize("orders", [False, True], ids=["another split", "another key"])

@@ -1,4 +1,4 @@
-"""A root file system in memory: busybox, this Python, what netstack needs, kernel modules. cpio "newc"."""
+"""A root file system in memory: busybox, this Python, what netstack needs, kernel modules."""
 
 import importlib.util
 import os
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+from bot.image.cpio import Entry, encode_cpio
 
 REPO = Path(__file__).resolve().parents[2]
 MODULES = (
@@ -50,7 +52,7 @@ class Archive:
         self._put(path, stat.S_IFDIR | 0o755, b"")
 
     def _put(self, path, mode, content):
-        path = str(path).strip("/")
+        path = os.path.normpath(str(path).strip("/"))
         parent = os.path.dirname(path)
         if parent and parent not in self._entries:
             self.folder(parent)
@@ -74,16 +76,9 @@ class Archive:
                     self.copy(Path(folder) / name)
 
     def write(self, path):
+        entries = [Entry(os.fsencode(p), mode, raw) for p, (mode, raw) in self._entries.items()]
         with path.open("wb") as out:
-            for number, (name, (mode, content)) in enumerate(self._entries.items(), 1):
-                _write_entry(out, number, name, mode, content)
-            _write_entry(out, 0, "TRAILER!!!", 0, b"")
-
-
-def _write_entry(out, number, name, mode, content):
-    fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
-    head = b"070701" + b"".join(b"%08x" % field for field in fields) + name.encode() + b"\0"
-    out.write(head + b"\0" * (-len(head) % 4) + content + b"\0" * (-len(content) % 4))
+            out.writelines(encode_cpio(entries, 0))
 
 
 def _libraries(program):

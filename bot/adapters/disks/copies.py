@@ -27,8 +27,8 @@ Counters = dict[str, tuple[str, ...]]
 
 @dataclass
 class Copying:
-    """One checkpoint's worth. ``only``: these containers, None for all; ``must``: these, or nothing at all. ``same``: files that the last checkpoint has as they
-    are; ``counters`` as of the copies; ``pauses_s``: how long each container stood still."""
+    """One checkpoint's worth. ``only``: these containers, None for all; ``must``: these, or nothing at all. ``same``: files
+    that the last checkpoint has as they are; ``counters`` as of the copies; ``pauses_s``: how long each stood still."""
 
     only: frozenset[str] | None = None
     must: frozenset[str] = frozenset()
