@@ -45,16 +45,28 @@ Held = Mapping[Service, Stored | None]
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """Services where a later one of us, with our key, has its turn. ``has_begun``: it wrote state of its own at one of them.
+    Until then it may have come no further than its first step, and be gone."""
+
+    pubkeys: tuple[str, ...] = ()
+    has_begun: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.pubkeys)
+
+
+@dataclass(frozen=True)
 class Refreshed:
-    """``conflicts``: services that hold something that is not ours, or is ahead of us, and were left alone;
-    ``ahead`` names those of them that hold what a later one of us wrote, with our key: then nothing was stored anywhere.
+    """``conflicts``: services that hold something that is not ours, or is ahead of us, and were left alone; with any that is
+    ``ahead``, nothing was stored anywhere.
     ``members``: how many different parts voted for our head; ``needed``: how many must. ``is_outdated``: those
     that failed would yield it as well, with an older head than ours."""
 
     stored: tuple[str, ...]
     failed: tuple[str, ...]
     conflicts: tuple[str, ...]
-    ahead: tuple[str, ...]
+    ahead: Ahead
     members: int
     needed: int
     is_outdated: bool
@@ -132,10 +144,9 @@ class Keeper:
         self._services = (await self._find_services()).services
         return await self._store_at(self._services)
 
-    async def find_ahead(self) -> tuple[str, ...]:
-        """Services where a later one of us has taken its turn, among those that were found last."""
-        replies = await self._client.get_all(self._services)
-        return tuple(s.pubkey for s, value in _held(replies).items() if self._is_ahead(value))
+    async def find_ahead(self) -> Ahead:
+        """Among the services that were found last."""
+        return self._ahead(_held(await self._client.get_all(self._services)))
 
     def offer(self, head: Head, holders: Holders) -> None:
         """From now on this head is stored; its checkpoint says who has which part."""
@@ -194,7 +205,7 @@ class Keeper:
     async def _store_all(self, services: Sequence[Service]) -> Refreshed:
         replies = await self._client.get_all(services)
         held = _held(replies)
-        ahead = [s for s in services if self._is_ahead(held[s])]
+        ahead = self._ahead(held)
         ours = self._ours(replies, held)
         foreign = [s for s in services if s not in ours and replies[s].got is not Got.SILENT]
         wanted = self._wanted(ours) if not ahead else {}
@@ -209,7 +220,7 @@ class Keeper:
             stored=tuple(s.pubkey for s in confirmed),
             failed=tuple(s.pubkey for s in failed),
             conflicts=tuple(s.pubkey for s in foreign),
-            ahead=tuple(s.pubkey for s in ahead),
+            ahead=ahead,
             members=members,
             needed=needed,
             is_outdated=any(value.head != self._head for value in old) and self._yields_key(old),
@@ -242,10 +253,15 @@ class Keeper:
     def _is_ours(self, value: Stored) -> bool:
         return any(value.is_authentic(key) for key in (self._key, *self._former))
 
-    def _is_ahead(self, value: Stored | None) -> bool:
+    def _ahead(self, held: Held) -> Ahead:
+        found = {s: v for s, v in held.items() if v is not None and self._is_ahead(v)}
+        has_begun = any(value.head.epoch == value.fence.epoch for value in found.values())
+        return Ahead(tuple(service.pubkey for service in found), has_begun)
+
+    def _is_ahead(self, value: Stored) -> bool:
         """Whether a later one of us has its turn there; or an earlier one went on after we looked, at a service that forgot
         our fence."""
-        if value is None or value.fence == self._fence or not self._is_ours(value):
+        if value.fence == self._fence or not self._is_ours(value):
             return False
         return value.fence.epoch > self._fence.epoch or self._base.is_behind(value.head)
 

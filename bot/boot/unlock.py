@@ -42,6 +42,10 @@ OVERTAKEN = (
     "another enclave was started from this state after this one, and escrow knows it as the newest: this one stops serving"
     " and paying; run only one"
 )
+LOST_TURN = (
+    "another enclave that was started from this state took its turn at escrow, and has written nothing yet: this one stops"
+    " serving and paying, and looks whether it is still the newest; run only one"
+)
 STALE = (
     "the files of this machine belong to a life that was overtaken: another enclave went on from the same state, and what"
     " is here must not. Run only one; to start here all the same, start the enclave anew, without these files"

@@ -14,13 +14,13 @@ import trio
 from bot.adapters.disks.disks import LAYER, VOLUMES
 from bot.adapters.engine.cgroup import DoesNotStandStill
 from bot.boot.secret import encode_secret
-from bot.boot.unlock import OVERTAKEN, Halted, Overtaken, Unlocked
+from bot.boot.unlock import LOST_TURN, OVERTAKEN, Halted, Overtaken, Unlocked
 from bot.checkpoint.blobs import BlobsFailed
 from bot.checkpoint.seal import Sealer
 from bot.clock import Clock
 from bot.server.content import Content
 from bot.server.nudge import Nudge
-from keycrux_client.refresh import Refreshed
+from keycrux_client.refresh import Ahead, Refreshed
 from keycrux_client.shares import DiskKey, Head, Split, make_split
 
 log = structlog.get_logger()
@@ -90,7 +90,7 @@ class Checkpointer:
         return self._done >= mine
 
     async def run(self) -> None:
-        """Raises `Overtaken` when another one of us has taken over."""
+        """Raises `Halted` when another one of us has its turn, `Overtaken` when it has used it."""
         while True:
             took_turn = await self._nudge.wait(min(LOOK_S, self._every_s))
             full = trio.current_time() >= self._next_full_s
@@ -110,7 +110,7 @@ class Checkpointer:
         await self._not_overtaken(ahead)
 
     async def last(self) -> bool:
-        """Everything once more, at the end. Whether it is anchored; raises `Overtaken` when it must not be."""
+        """Everything once more, at the end. Whether it is anchored; raises `Halted` when it must not be."""
         with trio.move_on_after(LAST_S):
             return await self._try(full=True)
         return False
@@ -237,13 +237,15 @@ class Checkpointer:
         except (BlobsFailed, trio.TooSlowError) as error:
             log.warning("old checkpoints are not deleted yet", reason=str(error))
 
-    async def _not_overtaken(self, ahead: Sequence[str]) -> None:
+    async def _not_overtaken(self, ahead: Ahead) -> None:
         if not ahead:
             return
+        # Who has not written yet may be gone for good; whether we are the newest again, our next boot finds out.
+        over = Overtaken(OVERTAKEN) if ahead.has_begun else Halted(LOST_TURN)
         # Whatever the parent does with it: this one stops.
         with trio.move_on_after(TELL_S):
             try:
-                await self._tell(OVERTAKEN)
+                await self._tell(str(over))
             except Exception:
                 log.exception("the parent could not be told")
-        raise Overtaken(OVERTAKEN)
+        raise over

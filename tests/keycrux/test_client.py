@@ -106,7 +106,7 @@ async def test_an_older_self_does_not_overwrite_a_newer_head(escrow):
     code = escrow.code()
     await code.store(KEY, Head(7, 7, "cc"))
     done = await code.store(KEY, Head(6, 9, "bb"))
-    assert (1, 1, ()) == (len(done.conflicts), len(done.ahead), done.stored)
+    assert (1, 1, ()) == (len(done.conflicts), len(done.ahead.pubkeys), done.stored)
     assert (await code.store(KEY, Head(8, 8, "dd"))).is_safe
 
 
@@ -199,7 +199,7 @@ async def test_an_anchor_goes_to_those_that_were_found_and_says_who_overtook_us(
     assert (await older.anchor(Head(1, 2, "cc"), older.holders)).is_safe
     assert (await newer.refresh()).is_safe
     done = await older.anchor(Head(1, 99, "dd"), older.holders)
-    assert (False, 3) == (done.is_safe, len(done.ahead))
+    assert (False, 3) == (done.is_safe, len(done.ahead.pubkeys))
 
 
 async def test_a_part_that_two_lives_gave_to_two_services_votes_for_neither(escrow):
@@ -230,7 +230,7 @@ async def test_a_part_that_two_lives_gave_to_two_services_votes_for_neither(escr
     for _ in range(3):
         assert not (await newer.refresh()).is_safe
     only(a, b, d)
-    assert (b,) == (await older.refresh()).ahead
+    assert (b,) == (await older.refresh()).ahead.pubkeys
     for _ in range(2):
         done = await newer.refresh()
     assert (True, 2) == (done.is_safe, done.members)

@@ -291,8 +291,9 @@ async def test_one_whose_turn_is_over_says_nothing_is_safe_before_the_newer_one_
         if away is not None:
             escrow.lane.services.pop(names[away])
         write(folder, 1)
-        with pytest.raises(Overtaken):
+        with pytest.raises(Halted, match="looks whether it is still the newest") as caught:
             await older._try(full=True)
+    assert not isinstance(caught.value, Overtaken), "nobody knows yet which of the two goes on"
     await put_back(newer[0], Folders(tmp_path / "newer", None), Progress())
     assert [0] == written(tmp_path / "newer")
 
@@ -377,6 +378,35 @@ async def test_one_that_was_overtaken_does_not_come_back_with_its_old_files(
         with pytest.raises(Overtaken, match="belong to a life that was overtaken"):
             await boot(home)
     assert await newer.last()
+
+
+@pytest.mark.parametrize("comes", ["no further", "so far that it writes"])
+async def test_one_that_lost_its_turn_goes_on_with_its_files_unless_the_other_one_does(
+    settled, escrow, tmp_path, comes
+):
+    """A host starts one more enclave and stops it again: that must not end the one that runs for good."""
+    boot, blobs, home, unlocked = settled
+    older = Checkpointer(unlocked, home, escrow.clock, nobody)
+    write(home, 1)
+    assert await older.last()
+    write(home, 2)
+    gate = HeldUp(blobs, "put")
+    async with trio.open_nursery() as booting:
+        booting.start_soon(boot, None, gate)
+        await gate.came.wait()
+        with pytest.raises(Halted) as caught:
+            await older._look()
+        assert type(caught.value) is Halted
+        if comes == "no further":
+            booting.cancel_scope.cancel()
+        gate.goes_on.set()
+    if comes == "no further":
+        again = Checkpointer(await boot(home), home, escrow.clock, nobody)
+        assert await again.last()
+        assert [1, 2] == written(home)
+    else:
+        with pytest.raises(Overtaken, match="belong to a life that was overtaken"):
+            await boot(home)
 
 
 class Died(BaseException):
