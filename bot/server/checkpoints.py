@@ -4,7 +4,7 @@ wanted ─ snapshot ─ put ─ anchor ─ done ─ settle        whoever waits 
                             └ overtaken: another one of us runs on this state; this one stops
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
