@@ -4,8 +4,9 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bot.image.cpio import Entry, decode_cpio_untrusted
+from bot.image.cpio import Entry
 from bot.image.eif import Eif
+from bot.image.ramdisk import decode_ramdisk_untrusted
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def differences(one: Eif, other: Eif) -> Iterator[Difference]:
 
 def _in_ramdisk(number: int, before: bytes, after: bytes) -> Iterator[Difference]:
     pcrs, found = (0, 1) if number == 0 else (0, 2), False
-    for path, what in file_differences(*map(decode_cpio_untrusted, (before, after))):
+    for path, what in file_differences(*map(decode_ramdisk_untrusted, (before, after))):
         found = True
         yield Difference(f"ramdisk {number + 1}, {path}", what, pcrs)
     if not found:

@@ -6,12 +6,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bot.files import read_bounded
-from bot.image.cpio import decode_cpio_untrusted
 from bot.image.difference import differences
 from bot.image.eif import BadEif, Eif, decode_eif_untrusted
 from bot.image.pcrs import pcrs_of
+from bot.image.ramdisk import decode_ramdisk_untrusted
 from bot.image.seal import certificate_untrusted
 from bot.terminal import say, say_json
+from bot.tools import image_build
 from nips.tee.nec03 import pcr8_of
 
 MOST_BYTES = 2 << 30
@@ -32,6 +33,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
             action.add_argument(file, type=Path)
         action.add_argument("--json", action="store_true")
         action.set_defaults(do=do)
+    image_build.add_commands(actions)
 
 
 def _read(path: Path) -> Eif:
@@ -63,7 +65,7 @@ def _inspect(options: argparse.Namespace) -> int:
     files = [
         (len(entry.content), f"ramdisk {number}, {entry.path.decode(errors='backslashreplace')}")
         for number, ramdisk in enumerate(eif.ramdisks, start=1)
-        for entry in decode_cpio_untrusted(ramdisk)
+        for entry in decode_ramdisk_untrusted(ramdisk)
     ]
     largest = sorted(files, reverse=True)[:LARGEST]
     parts = [(kind.name.lower(), len(data)) for kind, data in eif.sections()]

@@ -1,0 +1,182 @@
+"""An enclave's image from a checkout: what the lock names, our own, and one configuration.
+
+ramdisk 1   init, busybox, modules              the same for every release with one kernel
+ramdisk 2   rootfs/: Debian and wheels          the same until the lock changes
+ramdisk 3   rootfs/: our own, configuration     what changes
+
+Only the first step needs a network; all others read nothing but what its hashes were checked of.
+"""
+
+import json
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from bot.files import read_bounded
+from bot.image import apt, contents
+from bot.image.cache import cache, key_of, made
+from bot.image.cpio import Entry
+from bot.image.eif import Eif
+from bot.image.kernel import Kernel, build_kernel
+from bot.image.lock import MOST_BYTES, BadLock, Lock, decode_lock_untrusted
+from bot.image.ramdisk import encode_ramdisk
+from bot.image.root import OWN, REPO, build_base, build_tree, own_files
+from bot.image.tree import entries_of
+from bot.image.wheels import chosen_wheels, fetch_wheels
+
+LOCK, CONFIG = REPO / "build/lock.json", REPO / "build/image/etc"
+REQUIREMENTS, INIT = REPO / "build/requirements.lock", REPO / "build/image/init"
+MEMORY_BYTES, CPUS = 4 << 30, 2
+# The kernel unpacks it last; init looks for it.
+WHOLE = "rootfs/usr/share/enclaved/whole"
+_ROOM = Path(__file__).parent
+_MADE_BY = ("contents.py", "root.py", "kernel.py")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Folders that must not be written to."""
+
+    base: Path
+    kernel: Path
+
+
+def read_lock() -> Lock:
+    """Raises `BadLock`, OSError."""
+    return decode_lock_untrusted(read_bounded(LOCK, MOST_BYTES).decode(errors="replace"))
+
+
+def renewed_lock(now: datetime, folder: Path) -> Lock:
+    """What Debian and the requirements file have now. Raises `CannotFetch`, `BadLock`, `subprocess.CalledProcessError`."""
+    found = apt.Apt(folder / "apt", contents.SUITE)
+    found.update()
+    kernel = [
+        package
+        for package in found.chosen([contents.KERNEL], essential=False)
+        if package.name.startswith("linux-image-6")
+    ]
+    tools = found.chosen(contents.TOOLS, essential=True)
+    versions = {
+        p.version for p in (*kernel, *tools) if p.name.startswith(("linux-image", "linux-source"))
+    }
+    if len(kernel) != 1 or len(versions) != 1:
+        raise BadLock(
+            f"kernel and sources are of different versions: {', '.join(sorted(versions))}"
+        )
+    root = found.chosen(contents.ROOT, essential=True)
+    wheels = chosen_wheels(REQUIREMENTS, folder / "wheels")
+    return Lock(now, contents.SUITE, tuple(root), tuple(kernel), tuple(tools), tuple(wheels))
+
+
+def fetch_all(lock: Lock) -> tuple[list[Path], list[Path]]:
+    """Step 1: packages and wheels, in the cache. Raises `CannotFetch`, `BadLock`."""
+    debs = apt.fetch(lock, lock.packages, cache() / "debs")
+    return debs, fetch_wheels(lock, cache() / "wheels")
+
+
+def ready_parts(lock: Lock) -> Parts:
+    """Made from the lock alone, or found in the cache. Raises `CannotFetch`, `CannotBuild`, `BadLock`, OSError."""
+    inputs = [read_bounded(LOCK, MOST_BYTES), *((_ROOM / name).read_bytes() for name in _MADE_BY)]
+    key = key_of(inputs)
+
+    def make(build_what: str, folder: Path) -> None:
+        debs, wheels = fetch_all(lock)
+        named = {p.name: deb for p, deb in zip(lock.packages, debs, strict=True)}
+        if build_what == "base":
+            build_base(lock, debs[: len(lock.root)], wheels, folder)
+        else:
+            build_kernel(lock, named, folder)
+
+    return Parts(*(made(name, key, partial(make, name)) for name in ("base", "kernel")))
+
+
+def ready_tree(base: Path) -> Path:
+    """The whole root of this checkout, as a folder that must not be written to."""
+    inputs = [base.name.encode()]
+    for file, place in own_files():
+        inputs += [place.encode(), file.read_bytes()]
+    return made("tree", key_of(inputs), partial(build_tree, base))
+
+
+def build(lock: Lock, config: Path, cmdline: str = contents.CMDLINE) -> Eif:
+    """Raises `CannotFetch`, `CannotBuild`, `BadLock`, `BadCpio`, OSError."""
+    parts = ready_parts(lock)
+    kernel, tree = Kernel.of(parts.kernel), ready_tree(parts.base)
+    return Eif(
+        kernel=kernel.image.read_bytes(),
+        cmdline=cmdline.encode(),
+        ramdisks=(
+            encode_ramdisk(first_entries(kernel, parts.base), lock.epoch_s, packed=False),
+            _packed_base(parts.base, lock),
+            encode_ramdisk(own_entries(tree, config), lock.epoch_s, packed=True),
+        ),
+        metadata=_metadata(lock, kernel.version),
+        default_memory_bytes=MEMORY_BYTES,
+        default_cpus=CPUS,
+    )
+
+
+def first_entries(kernel: Kernel, base: Path) -> Iterator[Entry]:
+    """Ramdisk 1."""
+    for name in ("bin", "dev", "modules", "proc", "sys"):
+        yield Entry(name.encode(), stat.S_IFDIR | 0o755)
+    yield _file("init", INIT.read_bytes(), 0o755)
+    yield _file("bin/busybox", (base / "usr/bin/busybox").read_bytes(), 0o755)
+    for number, (name, content) in enumerate(kernel.modules(contents.MODULES)):
+        yield _file(f"modules/{number:02}-{name}.ko", content)
+
+
+def own_entries(tree: Path, config: Path) -> Iterator[Entry]:
+    """Ramdisk 3."""
+    yield from entries_of(tree, "rootfs", _is_not_ours)
+    yield Entry(b"rootfs/etc", stat.S_IFDIR | 0o755)
+    for entry in entries_of(config, "rootfs/etc/enclaved"):
+        # Modes of a checkout are the builder's umask.
+        mode = 0o755 if stat.S_ISDIR(entry.mode) else 0o600
+        yield Entry(entry.path, stat.S_IFMT(entry.mode) | mode, entry.content)
+    for name in ("rootfs/usr/share", "rootfs/usr/share/enclaved"):
+        yield Entry(name.encode(), stat.S_IFDIR | 0o755)
+    yield _file(WHOLE, b"")
+
+
+def _is_not_ours(path: str) -> bool:
+    return not any(
+        own == path or own.startswith(f"{path}/") or path.startswith(f"{own}/") for own in OWN
+    )
+
+
+def _packed_base(base: Path, lock: Lock) -> bytes:
+    """It takes longest to pack, and seldom changes."""
+
+    def pack(folder: Path) -> None:
+        entries = entries_of(base, "rootfs")
+        (folder / "ramdisk").write_bytes(encode_ramdisk(entries, lock.epoch_s, packed=True))
+
+    return (made("packed", base.name, pack) / "ramdisk").read_bytes()
+
+
+def _file(path: str, content: bytes, mode: int = 0o644) -> Entry:
+    return Entry(path.encode(), stat.S_IFREG | mode, content)
+
+
+def _metadata(lock: Lock, kernel: str) -> bytes:
+    """As nitro-cli's; it is not measured, and its time is the lock's, so that the file is the same as well."""
+    return json.dumps(
+        {
+            "ImageName": "enclaved",
+            "ImageVersion": "",
+            "BuildMetadata": {
+                "BuildTime": lock.time.isoformat(),
+                "BuildTool": "enclaved",
+                "BuildToolVersion": "",
+                "OperatingSystem": f"Debian {lock.suite}",
+                "KernelVersion": kernel,
+            },
+            "DockerInfo": {},
+            "CustomMetadata": {},
+        },
+        separators=(",", ":"),
+    ).encode()

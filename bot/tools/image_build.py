@@ -1,0 +1,61 @@
+"""``enclaved image lock`` and ``build``: from a checkout to a file that an enclave is started from."""
+
+import argparse
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bot.clock import SystemClock
+from bot.image import build
+from bot.image.eif import encode_eif
+from bot.image.lock import Lock, encode_lock, lock_differences
+from bot.image.pcrs import pcrs_of
+from bot.terminal import say, say_json
+
+
+def add_commands(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Beside those that look into an image."""
+    lock = actions.add_parser(
+        "lock", help="renew build/lock.json from what Debian and PyPI have now"
+    )
+    lock.set_defaults(do=_lock)
+    made = actions.add_parser("build", help="build the image of this checkout")
+    made.add_argument(
+        "--config", type=Path, default=build.CONFIG, help="a folder, which becomes /etc/enclaved"
+    )
+    made.add_argument("--out", type=Path, default=Path("enclaved.eif"))
+    made.add_argument("--json", action="store_true")
+    made.set_defaults(do=_build)
+
+
+def _lock(_: argparse.Namespace) -> int:
+    """What changed, a line each."""
+    before = build.read_lock() if build.LOCK.exists() else None
+    folder = Path(tempfile.mkdtemp(prefix="enclaved-lock-"))
+    try:
+        now = datetime.fromtimestamp(SystemClock().now(), UTC)
+        new = build.renewed_lock(now, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    build.LOCK.write_text(encode_lock(new))
+    say(*(lock_differences(before, new) if before else [_summary(new)]))
+    return 0
+
+
+def _summary(lock: Lock) -> str:
+    return f"{len(lock.root)} packages, {len(lock.wheels)} wheels, {len(lock.tools)} to build with"
+
+
+def _build(options: argparse.Namespace) -> int:
+    eif = build.build(build.read_lock(), options.config)
+    raw = encode_eif(eif)
+    options.out.write_bytes(raw)
+    pcrs = {f"PCR{index}": pcr.hex() for index, pcr in pcrs_of(eif).items()}
+    if options.json:
+        say_json({"file": str(options.out), "bytes": len(raw)} | pcrs)
+    else:
+        say(
+            f"{options.out}: {len(raw):,} bytes", *(f"{name}  {pcr}" for name, pcr in pcrs.items())
+        )
+    return 0
