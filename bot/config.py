@@ -119,9 +119,22 @@ class AttestationConfig:
 
     # /dev/nsm, or the socket of a development module; others must not be able to open it.
     nsm: Path | None = None
+    # DEVELOPMENT ONLY: a simulator that runs at the parent's side, by its address.
+    development_nsm: str = ""
     development_root: Path | None = None
     # What the parent hands over: builder's, launcher's and release signatures, as JSON.
     meta_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.development_nsm:
+            parse_address(self.development_nsm)
+            if self.nsm is not None or self.development_root is None:
+                raise ValueError("development_nsm stands with a development_root, and without nsm")
+
+    @property
+    def is_attested(self) -> bool:
+        """Whether there is a module, of any kind."""
+        return self.nsm is not None or bool(self.development_nsm)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
+from netstack.vsock import Address, connect, parse_address
 from nips.errors import BadInput
 from nips.tee.nsm import (
     MAX_RESPONSE_BYTES,
@@ -74,13 +75,12 @@ class NsmDevice:
 class NsmSocket:
     """The simulator: each message is preceded by its length in four bytes, one request a connection."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, address: Address) -> None:
+        self._address = address
 
     async def call(self, request: bytes) -> bytes:
         with trio.fail_after(ANSWER_S):
-            stream = await trio.open_unix_socket(str(self._path))
-            async with stream:
+            async with trio.SocketStream(await connect(self._address)) as stream:
                 await stream.send_all(LENGTH.pack(len(request)) + request)
                 return await read_message(stream)
 
@@ -115,7 +115,7 @@ def open_transport(path: Path) -> Transport:
             f"chown it to the server's user and chmod it to 600 before anything else runs"
         )
     if stat.S_ISSOCK(found.st_mode):
-        return NsmSocket(path)
+        return NsmSocket(parse_address(f"unix:{path.absolute()}"))
     if not stat.S_ISCHR(found.st_mode):
         raise NsmUnusable(f"{path} is neither a device nor a socket")
     try:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import structlog
 
-from bot.adapters.nsm import NsmAttester, open_transport
+from bot.adapters.nsm import NsmAttester
 from bot.adapters.relay_events import RelayEvents
-from bot.boot.anchors import load_anchor
+from bot.boot.anchors import load_anchor, open_module
 from bot.boot.heads import heads_of, newest_head
 from bot.boot.identity import load_key
 from bot.boot.line import Line, NoLine
@@ -99,10 +99,10 @@ async def wake(
 ) -> Awake:
     """Raises `Halted`, `NsmUnusable`, `ConfigError` with what must be done."""
     attestation = config.attestation
-    if attestation.nsm is None:
+    if not attestation.is_attested:
         return Awake(load_key(config.server.state_dir / "instance.key"))
     steps.reach(Step.STANDING)
-    around = _look_around(attestation.nsm, attestation, events, clock)
+    around = _look_around(attestation, events, clock)
     meta = await _meta(attestation.meta_file, parent_of(config))
     standing = await _judge(around, meta)
     if around.policy.escrow.repo:
@@ -121,9 +121,9 @@ async def wake(
 
 
 def _look_around(
-    nsm: Path, attestation: AttestationConfig, events: RelayEvents, clock: Clock
+    attestation: AttestationConfig, events: RelayEvents, clock: Clock
 ) -> Surroundings:
-    attester = NsmAttester(open_transport(nsm))
+    attester = NsmAttester(open_module(attestation))
     try:
         policy = load_release_policy()
     except BadInput as error:

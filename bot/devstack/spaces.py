@@ -120,6 +120,19 @@ class Booted:
         for name in ("vsock", "nsm", "log", "memory"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
+    def outside(self, wire: str) -> Path:
+        """The parent's end of what stands for the vsock: a socket."""
+        return self.folder / ("nsm" if wire == "nsm" else "vsock") / f"{wire}.sock"
+
+    def inside(self, wire: str) -> str:
+        """The enclave's end, as an address."""
+        return f"unix:/run/{'nsm' if wire == 'nsm' else 'vsock'}/{wire}.sock"
+
+    @property
+    def module(self) -> dict[str, str]:
+        """As the configuration names who attests it."""
+        return {"nsm": self.inside("nsm").removeprefix("unix:")}
+
     def power_on(self, layer: Path) -> None:
         """``layer`` lies over the image. Nothing of an earlier life is left but what the folder shares."""
         groups = list(self._make_groups())

@@ -90,6 +90,7 @@ class Scene:
     kind: str
     builtins: Mapping[str, Own]
     own_wallet: bool
+    enclave_of: "type[WholeEnclave]"
 
 
 @dataclass(kw_only=True)
@@ -103,7 +104,7 @@ class WholeEnclave(Enclave):
 
     @property
     def _parent_address(self) -> str:
-        return f"unix:{self.machine.folder}/vsock/parent.sock"
+        return f"unix:{self.machine.outside('parent')}"
 
     def _enter_parent(self, command: list[str]) -> list[str]:
         return self.parent_space.enter(command)
@@ -116,13 +117,16 @@ class WholeEnclave(Enclave):
             file.write(f'network = "{network}"\n')
 
     def _network(self, end: str) -> dict[str, Any]:
-        at = f"{self.machine.folder}/vsock" if end == "parent" else "/run/vsock"
-        out, back = f"unix:{at}/out.sock", f"unix:{at}/in.sock"
-        told: dict[str, Any] = {
-            "packets": f"unix:{at}/packets.sock",
-            "control": f"unix:{at}/control.sock",
-            "plane": {"kind": self.kind},
-        }
+        def at(wire: str) -> str:
+            return (
+                f"unix:{self.machine.outside(wire)}"
+                if end == "parent"
+                else self.machine.inside(wire)
+            )
+
+        out, back = at("out"), at("in")
+        told: dict[str, Any] = {name: at(name) for name in ("packets", "control")}
+        told["plane"] = {"kind": self.kind}
         if end == "parent":
             uplink = {"uplink": "to-internet", "state": f"{self.folder}/parent-net"}
             return uplink | told | {"raw_listen": out, "raw_peer": back}
@@ -169,7 +173,7 @@ class WholeEnclave(Enclave):
 
     @property
     def _nsm_socket(self) -> Path:
-        return self.machine.folder / "nsm/nsm.sock"
+        return self.machine.outside("nsm")
 
     @property
     def _log(self) -> Path:
@@ -184,9 +188,12 @@ async def whole_stack(
     kind: str = "tun",
     builtins: Mapping[str, Own] | None = None,
     own_wallet: bool = False,
+    machine_of: "type[Booted]" = Booted,
+    enclave_of: "type[WholeEnclave]" = WholeEnclave,
 ) -> AsyncIterator[Stack]:
     """As `bot.devstack.stack.stack`, but the enclave is a machine. ``kind``: the data plane, tun or nfqueue. ``builtins``:
-    the instance's own containers, by name; ``own_wallet``: the wallet is one more of them."""
+    the instance's own containers, by name; ``own_wallet``: the wallet is one more of them; ``machine_of``, ``enclave_of``: what
+    stands for the machine."""
     say("building the enclave's root from the Dockerfile (some minutes the first time)")
     image = await trio.to_thread.run_sync(image_tree)
     remove_leftovers()
@@ -194,7 +201,7 @@ async def whole_stack(
     remember_owner(folder)
     net = Net(_free_number())
     supervisor = Supervisor(folder)
-    machine = Booted(folder / "enclave", image)
+    machine = machine_of(folder / "enclave", image)
     try:
         async with trio.open_nursery() as nursery:
             try:
@@ -205,7 +212,7 @@ async def whole_stack(
                 await _wire(net, internet, parent)
                 place = EnginePlace(folder, machine.name, net.internet, net.parent)
                 on = Ground(place, supervisor, nursery, internet)
-                scene = Scene(policy, kind, dict(builtins or {}), own_wallet)
+                scene = Scene(policy, kind, dict(builtins or {}), own_wallet, enclave_of)
                 yield await _populate(on, say, scene, net, parent, machine)
             finally:
                 with trio.CancelScope(shield=True):
@@ -297,9 +304,9 @@ def _found(
     people = People.invent(SOURCE, INSTANCE_ID, now)
     escrow_people = People.invent(ESCROW_SOURCE, ESCROW_INSTANCE_ID, now)
     layer = folder / "layer-1"
-    enclave = WholeEnclave(
+    enclave = scene.enclave_of(
         on, folder / "unused.toml", relay_url, people, escrow_people, layer, has_parent=True,
-        parent_space=parent, machine=machine, kind=scene.kind, server=_server(net, relay_url, on, scene),
+        parent_space=parent, machine=machine, kind=scene.kind, server=_server(net, relay_url, on, scene, machine),
     )  # fmt: skip
     escrow = {"repo": ESCROW_SOURCE, "signer_pubkeys": [escrow_people.maintainer.pubkey]}
     enclave.write_layer(
@@ -314,7 +321,7 @@ def _found(
     return enclave
 
 
-def _server(net: Net, relay_url: str, on: Ground, scene: Scene) -> dict[str, Any]:
+def _server(net: Net, relay_url: str, on: Ground, scene: Scene, machine: Booted) -> dict[str, Any]:
     """The enclave's one configuration, as an operator would write it."""
     from_outside = {"uri_file": "/etc/enclaved/wallet.uri"}
     # A wallet with a Python of its own is no small image.
@@ -338,9 +345,9 @@ def _server(net: Net, relay_url: str, on: Ground, scene: Scene) -> dict[str, Any
         "registry": {"plain_http": [on.registry_host]},
         "containers": {"port": CONTAINER_PORT},
         "network": {"control": "/run/netstack/control.sock"},
-        "parent": {"address": "unix:/run/vsock/parent.sock", "checkpoint_every_s": 10},
+        "parent": {"address": machine.inside("parent"), "checkpoint_every_s": 10},
         "attestation": {
-            "nsm": "/run/nsm/nsm.sock",
+            **machine.module,
             "development_root": "/etc/enclaved/root.pem",
         },
         "boot": {

@@ -1,15 +1,15 @@
-"""An enclave's image from a checkout: what the lock names, our own, and one configuration.
+"""An enclave's image from a checkout: what the lock names, our own, and a layer with the configuration.
 
 ramdisk 1   init, busybox, modules              the same for every release with one kernel
 ramdisk 2   rootfs/: Debian and wheels          the same until the lock changes
-ramdisk 3   rootfs/: our own, configuration     what changes
+ramdisk 3   rootfs/: our own, and the layer     what changes
 
 Only the first step needs a network; all others read nothing but what its hashes were checked of.
 """
 
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,7 +18,7 @@ from pathlib import Path
 from bot.files import read_bounded
 from bot.image import apt, contents
 from bot.image.cache import cache, key_of, made
-from bot.image.cpio import Entry
+from bot.image.cpio import BadCpio, Entry
 from bot.image.eif import Eif
 from bot.image.kernel import Kernel, build_kernel
 from bot.image.lock import MOST_BYTES, BadLock, Lock, decode_lock_untrusted
@@ -27,7 +27,7 @@ from bot.image.root import OWN, REPO, build_base, build_tree, own_files
 from bot.image.tree import entries_of
 from bot.image.wheels import chosen_wheels, fetch_wheels
 
-LOCK, CONFIG = REPO / "build/lock.json", REPO / "build/image/etc"
+LOCK, LAYER = REPO / "build/lock.json", REPO / "build/image/layer"
 REQUIREMENTS, INIT = REPO / "build/requirements.lock", REPO / "build/image/init"
 MEMORY_BYTES, CPUS = 4 << 30, 2
 # The kernel unpacks it last; init looks for it.
@@ -101,8 +101,9 @@ def ready_tree(base: Path) -> Path:
     return made("tree", key_of(inputs), partial(build_tree, base))
 
 
-def build(lock: Lock, config: Path, cmdline: str = contents.CMDLINE) -> Eif:
-    """Raises `CannotFetch`, `CannotBuild`, `BadLock`, `BadCpio`, OSError."""
+def build(lock: Lock, layer: Path, cmdline: str = contents.CMDLINE) -> Eif:
+    """``layer``: a folder that lies over the root: configuration, release policy. Raises `CannotFetch`, `CannotBuild`, `BadLock`,
+    `BadCpio`, OSError."""
     parts = ready_parts(lock)
     kernel, tree = Kernel.of(parts.kernel), ready_tree(parts.base)
     return Eif(
@@ -111,7 +112,7 @@ def build(lock: Lock, config: Path, cmdline: str = contents.CMDLINE) -> Eif:
         ramdisks=(
             encode_ramdisk(first_entries(kernel, parts.base), lock.epoch_s, packed=False),
             _packed_base(parts.base, lock),
-            encode_ramdisk(own_entries(tree, config), lock.epoch_s, packed=True),
+            encode_ramdisk(own_entries(tree, layer), lock.epoch_s, packed=True),
         ),
         metadata=_metadata(lock, kernel.version),
         default_memory_bytes=MEMORY_BYTES,
@@ -129,17 +130,21 @@ def first_entries(kernel: Kernel, base: Path) -> Iterator[Entry]:
         yield _file(f"modules/{number:02}-{name}.ko", content)
 
 
-def own_entries(tree: Path, config: Path) -> Iterator[Entry]:
+def own_entries(tree: Path, layer: Path) -> Iterable[Entry]:
     """Ramdisk 3."""
-    yield from entries_of(tree, "rootfs", _is_not_ours)
-    yield Entry(b"rootfs/etc", stat.S_IFDIR | 0o755)
-    for entry in entries_of(config, "rootfs/etc/enclaved"):
-        # Modes of a checkout are the builder's umask.
+    found = {entry.path: entry for entry in entries_of(tree, "rootfs", _is_not_ours)}
+    for entry in entries_of(layer, "rootfs"):
+        # Modes of a checkout are its owner's umask.
         mode = 0o755 if stat.S_ISDIR(entry.mode) else 0o600
-        yield Entry(entry.path, stat.S_IFMT(entry.mode) | mode, entry.content)
+        found[entry.path] = Entry(entry.path, stat.S_IFMT(entry.mode) | mode, entry.content)
     for name in ("rootfs/usr/share", "rootfs/usr/share/enclaved"):
-        yield Entry(name.encode(), stat.S_IFDIR | 0o755)
-    yield _file(WHOLE, b"")
+        found[name.encode()] = Entry(name.encode(), stat.S_IFDIR | 0o755)
+    found[WHOLE.encode()] = _file(WHOLE, b"")
+    if max(found) != WHOLE.encode():
+        raise BadCpio(
+            f"a layer has nothing behind {WHOLE}: it tells that all before it was unpacked"
+        )
+    return found.values()
 
 
 def _is_not_ours(path: str) -> bool:

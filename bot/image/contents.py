@@ -8,7 +8,8 @@ PYTHON = "3.13"
 GLIBC_MINOR = 41
 # With what these depend on, and Debian's essential packages.
 ROOT = (
-    "busybox-static", "ca-certificates", "chrony", "containerd", "docker.io", "e2fsprogs", "iproute2", "iptables", "procps",
+    "busybox-static", "ca-certificates", "chrony", "containerd", "docker.io", "e2fsprogs", "iproute2", "iptables", "mount",
+    "procps",
     "python3", "tini", "unbound",
 )  # fmt: skip
 KERNEL = "linux-image-cloud-amd64"
@@ -34,7 +35,7 @@ NOT_RUN = re.compile(
     r"|usr/sbin/(ovrouter|docker-proxy|unbound-(control|control-setup|checkconf|host|anchor)|dpkg-.*)"
     r"|usr/lib/x86_64-linux-gnu/(perl.*|libperl.*|libapt.*|libdb-5.*|gconv)|usr/lib/(apt|dpkg|systemd|udev)"
     r"|usr/lib/python3/dist-packages"
-    r"|usr/lib/python3\.\d+/(test|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data|unittest|config-.*)"
+    r"|usr/lib/python3\.\d+/(test|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data|config-.*)"
     r"|usr/share/(doc|doc-base|man|info|locale|lintian|zoneinfo|perl5?|perl/.*|debconf|dpkg|common-licenses|keyrings|bash-completion|zsh"
     r"|python-wheels|python3|pixmaps|applications)"
     r"|var/lib/(apt|dpkg|systemd|ucf|pam)|var/(cache|log|backups)/.*|etc/(apt|dpkg|machine-id|init\.d|rc.\.d|cron.*|systemd|perl|debconf\.conf)"

@@ -22,7 +22,10 @@ def add_commands(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
     lock.set_defaults(do=_lock)
     made = actions.add_parser("build", help="build the image of this checkout")
     made.add_argument(
-        "--config", type=Path, default=build.CONFIG, help="a folder, which becomes /etc/enclaved"
+        "--layer",
+        type=Path,
+        default=build.LAYER,
+        help="a folder that lies over the root: etc/enclaved/",
     )
     made.add_argument("--out", type=Path, default=Path("enclaved.eif"))
     made.add_argument("--json", action="store_true")
@@ -48,7 +51,7 @@ def _summary(lock: Lock) -> str:
 
 
 def _build(options: argparse.Namespace) -> int:
-    eif = build.build(build.read_lock(), options.config)
+    eif = build.build(build.read_lock(), options.layer)
     raw = encode_eif(eif)
     options.out.write_bytes(raw)
     pcrs = {f"PCR{index}": pcr.hex() for index, pcr in pcrs_of(eif).items()}

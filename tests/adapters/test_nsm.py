@@ -18,6 +18,7 @@ from nips.tee.anchor import Anchor
 from nips.tee.attestation import Verifier
 from nips.tee.nec03 import pcr8_of
 from nips.tee.nec04 import pcr4_of
+from netstack.vsock import parse_address
 from nips.tee.nsm import (
     MAX_REQUEST_BYTES,
     MAX_RESPONSE_BYTES,
@@ -136,7 +137,9 @@ async def test_a_module_that_says_nothing_or_nonsense(tmp_path, nursery, answer)
 
     nursery.start_soon(trio.serve_listeners, say, [trio.SocketListener(listener)])
     with pytest.raises(NsmUnusable, match="Attestation by the security module"):
-        await NsmAttester(NsmSocket(tmp_path / "odd.sock")).document(public_key=b"k")
+        await NsmAttester(NsmSocket(parse_address(f"unix:{tmp_path}/odd.sock"))).document(
+            public_key=b"k"
+        )
 
 
 async def test_the_device_gets_the_kernels_structure_and_a_whole_buffer(

@@ -22,7 +22,7 @@ class DidNotBoot(Exception):
     """What the guest said last."""
 
 
-def _qemu():
+def qemu():
     """Bookworm's own 7.2 corrupts the guest's EFLAGS now and then, which ends in double faults."""
     packages = ("qemu-system-x86", "qemu-system-data", "seabios")
     root = debian.fetch("bookworm-backports", *packages)
@@ -103,7 +103,7 @@ class Machine:
         # Under load the emulated clock fails to calibrate, and the boot hangs: it is told the rate.
         words = f"console=ttyS0 panic=-1 mitigations=off tsc_early_khz={int(float(mhz) * 1000)}"
         command = [
-            *_qemu(), "-M", "microvm,acpi=on,memory-backend=m", "-accel", "tcg",
+            *qemu(), "-M", "microvm,acpi=on,memory-backend=m", "-accel", "tcg",
             "-cpu", "max,-la57", "-smp", "1", "-m", "1024", "-nographic", "-no-reboot", "-nodefaults",
             "-object", "memory-backend-memfd,id=m,size=1024M,share=on",
             "-chardev", f"socket,id=c,path={self.folder}/vhost.sock", "-device", "vhost-user-vsock-device,chardev=c",

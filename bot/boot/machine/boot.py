@@ -171,7 +171,7 @@ class Boot:
         raise Halted(f"the resolver does not listen at {RESOLVER}, see {programs.NETWORK}.log")
 
     async def _check_clock(self, _: trio.Nursery) -> None:
-        if self._config.attestation.nsm is None:
+        if not self._config.attestation.is_attested:
             log.warning("no module attests us, so nobody says whether our clock is right")
             return
         self._guard = ClockGuard(self._config.attestation, self._config.boot.clock_apart_s)

@@ -5,8 +5,8 @@ import time
 import structlog
 import trio
 
-from bot.adapters.nsm import NsmAttester, open_transport
-from bot.boot.anchors import load_anchor
+from bot.adapters.nsm import NsmAttester
+from bot.boot.anchors import load_anchor, open_module
 from bot.boot.machine.clock_guard import Reading, why_wrong
 from bot.clock import SystemClock
 from bot.config import AttestationConfig
@@ -22,12 +22,10 @@ class ClockWrong(Exception):
 
 
 class ClockGuard:
-    """Raises `BadInput` and what `open_transport` and the module raise."""
+    """Raises `BadInput` and what `open_module` and the module raise."""
 
     def __init__(self, config: AttestationConfig, most_apart_s: float) -> None:
-        if config.nsm is None:
-            raise ValueError("there is no module whose time could be asked")
-        self._attester = NsmAttester(open_transport(config.nsm))
+        self._attester = NsmAttester(open_module(config))
         self._verifier = Verifier(load_anchor(config.development_root))
         self._most_apart_s = most_apart_s
         self._first: Reading | None = None

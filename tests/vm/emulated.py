@@ -1,0 +1,147 @@
+"""The finished image as the machine of the whole stack: this EIF's kernel and ramdisks, real AF_VSOCK, software emulation."""
+
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from bot.adapters.relay_events import RelayEvents
+from bot.devstack.spaces import Booted
+from bot.devstack.whole import WholeEnclave
+from bot.image import build, emulate
+from bot.image.eif import Eif, decode_eif_untrusted, encode_eif
+from nips import kinds
+from nips.filters import Filter
+from tests.vm.machine import qemu
+
+CID = 16
+MEMORY_MIB = 4_096
+# The guest reaches these at its host's address, and is reached at the last one.
+PORTS = {"parent": 9_001, "packets": 9_002, "control": 9_003, "out": 9_004, "nsm": 9_005}
+BACK = 1_080
+READY_S = 300
+# Any of these, and nothing more is to be waited for.
+TROUBLE = re.compile(r"Oops|Kernel panic|BUG: |unpacking failed|AE_NO_ACPI_TABLES|init: error: .*")
+
+
+class Trouble(Exception):
+    """What the console said last."""
+
+
+@dataclass
+class Emulated(Booted):
+    """Nothing is shared with it: what it says, it says to its parent, or on its console."""
+
+    eif: Eif | None = None
+    _backend: subprocess.Popen | None = None
+
+    def __post_init__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def outside(self, wire):
+        return self.folder / ("in.sock" if wire == "in" else f"v_{PORTS[wire]}")
+
+    def inside(self, wire):
+        return f"vsock:any:{BACK}" if wire == "in" else f"vsock:3:{PORTS[wire]}"
+
+    @property
+    def module(self):
+        return {"development_nsm": self.inside("nsm")}
+
+    @property
+    def console(self):
+        path = self.folder / "console.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def build(self, layer):
+        """As a host has it: a file, of which everything is read again."""
+        self.eif = decode_eif_untrusted(encode_eif(build.build(build.read_lock(), layer)))
+        emulate.unpack(self.eif, self.folder)
+
+    def power_on(self, layer):
+        self._start_backend()
+        command = emulate.command(
+            self.eif, self.folder, MEMORY_MIB, self.folder / "vhost.sock", qemu()
+        )
+        self._process = self._spawn(command, "console.log")
+
+    def _start_backend(self):
+        for path in self.folder.glob("vhost.sock"):
+            path.unlink()
+        program = Path(__file__).with_name("vhost_vsock.py")
+        words = [
+            f"{self.folder}/vhost.sock",
+            f"{self.folder}/v",
+            str(CID),
+            f"{BACK}={self.outside('in')}",
+        ]
+        self._backend = self._spawn([sys.executable, str(program), *words], "backend.log")
+        end = time.monotonic() + 10
+        while not (self.folder / "vhost.sock").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def _spawn(self, command, log):
+        with (self.folder / log).open("wb") as out:
+            return subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *command],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def cut_power(self):
+        for process in (self._process, self._backend):
+            if process is not None:
+                process.kill()
+                process.wait()
+        self._process = self._backend = None
+
+    def check(self):
+        """Raises `Trouble` when there is nothing to wait for any more."""
+        console = self.console
+        if TROUBLE.search(console) or not self.is_on:
+            raise Trouble(console[-3_000:])
+
+
+@dataclass(kw_only=True)
+class EmulatedEnclave(WholeEnclave):
+    """`ready` and `halted` by what the parent hears."""
+
+    async def ready(self):
+        report = await self._until(
+            lambda report: report.get("step") == "ready" or report.get("halted")
+        )
+        if report.get("halted"):
+            raise Trouble(report["halted"])
+        found = []
+        with trio.fail_after(60):
+            while not found:
+                wanted = Filter(kinds=frozenset({kinds.ANNOUNCEMENT}))
+                found = await RelayEvents([self.relay_url]).find([wanted], [self.relay_url])
+                await trio.sleep(0.3)
+        return found[-1].pubkey
+
+    async def halted(self):
+        return (await self._until(lambda report: report.get("halted")))["halted"]
+
+    async def _until(self, holds):
+        began = time.time()
+        with trio.fail_after(READY_S):
+            while True:
+                self.machine.check()
+                status = await self.status()
+                if (
+                    status["reported_s_ago"] is not None
+                    and status["reported_s_ago"] < time.time() - began
+                    and holds(status["report"])
+                ):
+                    return status["report"]
+                await trio.sleep(0.5)
+
+    async def _start_enclave(self):
+        await trio.to_thread.run_sync(self.machine.build, self.image)
+        # By this thread: its processes end with it.
+        self.machine.power_on(self.image)
