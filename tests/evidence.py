@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bot.devstack.authority import DevAuthority, builder_certificate
+from bot.devstack.authority import DevAuthority
 from bot.devstack.nsm import sign_document
 from nips import kinds
 from nips.event import parse_event_untrusted, sign_event
@@ -19,7 +19,7 @@ from nips.tee.env import Env
 from nips.tee.image_release import image_tags
 from nips.tee.nec01 import build_root, verify_root
 from nips.tee.nec02 import InstanceFacts, Signatures, build_announcement
-from nips.tee.nec03 import build_builder_signature, pcr8_of
+from nips.tee.nec03 import build_builder_signature, make_builder_certificate, pcr8_of
 from nips.tee.nec04 import build_launcher_signature, pcr4_of
 from nips.tee.nec05 import build_release_signature
 from nips.tee.policies import DebugPolicy
@@ -88,7 +88,7 @@ class Enclave:
     now: int = NOW
 
     def __post_init__(self):
-        self.certificate = builder_certificate(self.builder, self.now)
+        self.certificate, _ = make_builder_certificate(self.builder.pubkey, self.now)
         self.pcrs = dict.fromkeys(range(16), ZERO) | {
             0: measured(f"{self.image} 0"), 1: measured("kernel"), 2: measured(f"{self.image} 2"),
             4: pcr4_of(INSTANCE_ID), 8: pcr8_of(self.certificate.public_bytes(Encoding.DER)),

@@ -20,8 +20,6 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from bot.files import write_whole
-from nips.keys import SecretKey
-from nips.nip19 import npub
 
 LABEL = "DEVELOPMENT ONLY - NOT ATTESTED BY AWS"
 ROOT_DAYS = 30
@@ -99,20 +97,6 @@ def issue_leaf(
 ) -> KeyAndCertificate:
     above = parent.certificate.subject
     return _issue(_name(name), _new_key(), above, parent.key, None, life_s, now)
-
-
-def builder_certificate(builder: SecretKey, now: int) -> x509.Certificate:
-    """NEC-03: the self-signed certificate that ties a builder's npub to PCR8."""
-    key, days = _new_key(), timedelta(days=365)
-    common = x509.NameAttribute(NameOID.COMMON_NAME, npub(builder.pubkey))
-    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Nostr"), common])
-    begins = datetime.fromtimestamp(now - 60, UTC)
-    return (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(begins)
-        .not_valid_after(begins + days)
-        .sign(key, hashes.SHA384())
-    )
 
 
 @dataclass(frozen=True)

@@ -153,13 +153,18 @@ class Enclave:
         """The module with the image's measurements, then ``enclaved``; returns when its relay listens."""
         self.before = {event: len(self.said(event)) for event in ("ready", "halted")}
         now = SystemClock().now()
-        self._write_meta(self.people.meta(self.image, now, signed=signed))
+        self._write_meta(self.people.meta(self.measured, now, signed=signed))
         await self.start_module()
         await self._start_enclave()
 
     async def start_module(self) -> None:
         """The module that attests the enclave; ``module_ahead_s``: by how much its clock is wrong."""
-        await self._start_module("nsm", self.image, self.people, self._nsm_socket)
+        await self._start_module("nsm", self.measured, self.people, self._nsm_socket)
+
+    @property
+    def measured(self) -> Path:
+        """What the module takes for the image."""
+        return self.image
 
     async def stop_module(self) -> None:
         await self.on.supervisor.halt("nsm")

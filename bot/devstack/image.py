@@ -15,13 +15,12 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bot.devstack.authority import builder_certificate
 from bot.devstack.nsm import measure
 from nips.event import Event
 from nips.keys import SecretKey
 from nips.tee.attestation import Pcrs
 from nips.tee.env import Env
-from nips.tee.nec03 import build_builder_signature
+from nips.tee.nec03 import build_builder_signature, make_builder_certificate
 from nips.tee.nec04 import build_launcher_signature
 from nips.tee.nec05 import build_release_signature
 
@@ -55,7 +54,7 @@ class People:
     @classmethod
     def invent(cls, repo: str, instance_id: str, now: int) -> "People":
         builder, launcher, maintainer = (SecretKey.generate() for _ in range(3))
-        certificate = builder_certificate(builder, now)
+        certificate, _ = make_builder_certificate(builder.pubkey, now)
         return cls(builder, launcher, maintainer, certificate, repo, instance_id)
 
     @property

@@ -19,6 +19,8 @@ import trio
 from bot.adapters.nsm import LENGTH, read_message
 from bot.clock import SystemClock
 from bot.devstack.authority import LEAF_S, DevAuthority, KeyAndCertificate, load_authority
+from bot.image.eif import decode_eif_untrusted
+from bot.image.pcrs import pcrs_of
 from nips.errors import BadInput
 from nips.tee import cbor
 from nips.tee.attestation import PCR_BYTES, Document, Pcrs
@@ -45,18 +47,24 @@ Arguments = dict[str, object]
 def measure(
     image: Path, instance_id: str, certificate_der: bytes | None = None
 ) -> dict[int, bytes]:
-    """The registers of a folder as if it were an image: 0 all of it, 1 what runs it, 2 the files."""
+    """The registers of an image; or of a folder as if it were one: 0 all of it, 1 what runs it, 2 the files."""
+    pcrs = (
+        pcrs_of(decode_eif_untrusted(image.read_bytes())) if image.is_file() else _of_folder(image)
+    )
+    pcrs[4] = pcr4_of(instance_id)
+    if certificate_der is not None:
+        pcrs[8] = pcr8_of(certificate_der)
+    return pcrs
+
+
+def _of_folder(image: Path) -> dict[int, bytes]:
     files = hashlib.sha384()
     for path in sorted(p for p in image.rglob("*") if p.is_file() and p.suffix != ".pyc"):
         content = path.read_bytes()
         files.update(f"{path.relative_to(image)}\0{len(content)}\0".encode() + content)
     runtime = hashlib.sha384(f"DEVELOPMENT ONLY {platform.python_version()}".encode())
     both = hashlib.sha384(runtime.digest() + files.digest())
-    pcrs = {0: pcr_of(both.digest()), 1: pcr_of(runtime.digest()), 2: pcr_of(files.digest())}
-    pcrs[4] = pcr4_of(instance_id)
-    if certificate_der is not None:
-        pcrs[8] = pcr8_of(certificate_der)
-    return pcrs
+    return {0: pcr_of(both.digest()), 1: pcr_of(runtime.digest()), 2: pcr_of(files.digest())}
 
 
 def sign_document(signer: KeyAndCertificate, document: Document) -> bytes:

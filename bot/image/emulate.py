@@ -27,6 +27,8 @@ def command(
     # Under load the emulated clock fails to calibrate, and the boot hangs: it is told the rate.
     if rate := _MHZ.search(Path("/proc/cpuinfo").read_text()):
         words += f" tsc_early_khz={int(float(rate[1]) * 1000)}"
+    # There is no keyboard controller, by which Nitro is told to end.
+    words += " reboot=t"
     devices = []
     if vsock is not None:
         devices = ["-chardev", f"socket,id=c,path={vsock}", "-device", "vhost-user-vsock-device,chardev=c"]  # fmt: skip

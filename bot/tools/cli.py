@@ -16,9 +16,11 @@ from bot.adapters.nsm import NsmUnusable
 from bot.boot.identity import read_secret_text
 from bot.boot.unlock import EXIT_OVERTAKEN, Halted, Overtaken
 from bot.config import ConfigError, load
+from bot.image.apt import CannotFetch
+from bot.image.root import CannotBuild
 from bot.server import app
 from bot.terminal import printable, say, say_json, tell
-from bot.tools import boot, image, parent, payments
+from bot.tools import boot, images, parent, payments
 from bot.tools import commands as trust_commands
 from bot.tools.client import CallRefused, NoAnswer, open_client
 from bot.tools.maintain import CannotRelease
@@ -39,6 +41,8 @@ EXPECTED = (
     NoAnswer,
     CannotRelease,
     SignerProblem,
+    CannotFetch,
+    CannotBuild,
     BadInput,
     *parent.EXPECTED,
 )
@@ -103,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     payments.add_command(commands)
     boot.add_command(commands)
     parent.add_command(commands)
-    image.add_command(commands)
+    images.add_command(commands)
     key = commands.add_parser("key", help="make a key file, or show the npub of one")
     key.add_argument("file", type=Path)
     key.set_defaults(do=_key)

@@ -17,7 +17,7 @@ from bot.boot.identity import read_secret_text
 from bot.clock import SystemClock
 from bot.relay.courier import bring
 from bot.terminal import say, say_json, say_json_text, tell
-from bot.tools.maintain import CannotRelease, Maintenance, sign_measurements
+from bot.tools.maintain import CannotRelease, Maintenance, read_measurements, sign_measurements
 from bot.tools.report import Answer, Report
 from bot.tools.signer import BunkerSigner, KeySigner, Signer, client_key_beside
 from bot.tools.verify import Question, verify
@@ -43,7 +43,9 @@ DEFAULT_MAX_AGE_S = 3 * 3600
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """``verify`` and ``release``."""
-    _add_verify(commands.add_parser("verify", help="what runs under this npub, provably?"))
+    checking = commands.add_parser("verify", help="what runs under this npub, provably?")
+    add_verify_arguments(checking)
+    checking.set_defaults(do=verify_instance)
     release = commands.add_parser("release", help="sign, publish or check releases")
     actions = release.add_subparsers(required=True, metavar="action")
     _add_release(actions, "check", "who signed an image?", _check)
@@ -54,7 +56,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 # -- verify -------------------------------------------------------------------------------------------
 
 
-def _add_verify(parser: argparse.ArgumentParser) -> None:
+def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("who", help="npub, nprofile, note or nevent")
     parser.add_argument("--relay", action="append", default=[], help="ws:// or wss:// URL")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
@@ -72,10 +74,10 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dev-root", type=Path, help="DEVELOPMENT ONLY: believe this root instead of AWS's"
     )
-    parser.set_defaults(do=_verify)
 
 
-def _verify(options: argparse.Namespace) -> int:
+def verify_instance(options: argparse.Namespace) -> int:
+    """The exit code says what was found, see `Answer`."""
     try:
         question = _question(options)
     except (BadInput, OSError) as error:
@@ -166,9 +168,7 @@ def _add_release(
     parser.add_argument("--relay", action="append", default=[], help="beside the image's own")
     parser.add_argument("--plain-http", action="append", default=[], metavar="HOST:PORT")
     if name != "check":
-        parser.add_argument("--key", type=Path, help="a file with your nsec")
-        parser.add_argument("--bunker", type=Path, help="a file with a bunker:// URI (NIP-46)")
-        parser.add_argument("--prod", action="store_true", help="fit for production")
+        add_signer_arguments(parser)
     if name == "sign":
         parser.add_argument("--repo", default="", help="for measurements")
         parser.add_argument("--version", default="", help="for measurements")
@@ -199,21 +199,21 @@ def _sign(options: argparse.Namespace) -> int:
 
     async def sign() -> tuple[VerifiedEvent, tuple[str, ...]]:
         async with _desk(options) as desk:
-            signer = _signer(options, desk.relays)
+            signer = signer_of(options, desk.relays)
             return await desk.sign_image(
                 _image(options.target), signer, is_prod=options.prod, now=now
             )
 
     event, urls = trio.run(sign)
     say_json_text(event.json.decode())
-    return 0 if options.no_publish else _send(event, [*urls, *options.relay])
+    return 0 if options.no_publish else publish(event, [*urls, *options.relay])
 
 
 def _sign_measurements(options: argparse.Namespace, path: Path, now: int) -> int:
     async def sign() -> VerifiedEvent:
         return await sign_measurements(
-            path,
-            _signer(options, RelayEvents(options.relay)),
+            read_measurements(path),
+            signer_of(options, RelayEvents(options.relay)),
             repo=options.repo,
             version=options.version,
             is_prod=options.prod,
@@ -222,20 +222,20 @@ def _sign_measurements(options: argparse.Namespace, path: Path, now: int) -> int
 
     event = trio.run(sign)
     say_json_text(event.json.decode())
-    return 0 if options.no_publish else _send(event, options.relay)
+    return 0 if options.no_publish else publish(event, options.relay)
 
 
 def _publish(options: argparse.Namespace) -> int:
     async def announce() -> tuple[VerifiedEvent, tuple[str, ...]]:
         async with _desk(options) as desk:
-            signer, now = _signer(options, desk.relays), SystemClock().now()
+            signer, now = signer_of(options, desk.relays), SystemClock().now()
             return await desk.announce_image(
                 _image(options.target), signer, is_prod=options.prod, now=now
             )
 
     event, urls = trio.run(announce)
     say_json_text(event.json.decode())
-    return _send(event, [*urls, *options.relay])
+    return publish(event, [*urls, *options.relay])
 
 
 @asynccontextmanager
@@ -254,7 +254,15 @@ def _image(text: str) -> ImageRef:
         raise CannotRelease(str(error)) from error
 
 
-def _signer(options: argparse.Namespace, relays: RelayEvents) -> Signer:
+def add_signer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Who signs, and what for."""
+    parser.add_argument("--key", type=Path, help="a file with your nsec")
+    parser.add_argument("--bunker", type=Path, help="a file with a bunker:// URI (NIP-46)")
+    parser.add_argument("--prod", action="store_true", help="fit for production")
+
+
+def signer_of(options: argparse.Namespace, relays: RelayEvents) -> Signer:
+    """Raises `CannotRelease`, `BadKey`."""
     if (options.key is None) == (options.bunker is None):
         raise CannotRelease("give --key or --bunker, one of them")
     if options.key is not None:
@@ -265,7 +273,7 @@ def _signer(options: argparse.Namespace, relays: RelayEvents) -> Signer:
     return BunkerSigner(uri, client_key_beside(options.bunker), own, SystemClock(), tell)
 
 
-def _send(event: VerifiedEvent, urls: Sequence[str]) -> int:
+def publish(event: VerifiedEvent, urls: Sequence[str]) -> int:
     """To all of these relays; fails when none takes it."""
 
     async def send() -> list[str]:

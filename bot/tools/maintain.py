@@ -134,13 +134,13 @@ def _by_signer(events: Sequence[Event], image: ImageIdentity) -> dict[str, Event
 
 
 async def sign_measurements(
-    path: Path, signer: Signer, *, repo: str, version: str, is_prod: bool, now: int
+    pcrs: Pcrs, signer: Signer, *, repo: str, version: str, is_prod: bool, now: int
 ) -> VerifiedEvent:
     """A 63794 event over PCR0, PCR1 and PCR2. Raises `CannotRelease`."""
     if not repo or not version:
         raise CannotRelease("measurements are signed with --repo and --version")
     env = Env.PROD if is_prod else Env.DEV
-    tags = release_tags(read_measurements(path), repo=repo, version=version, env=env)
+    tags = release_tags(pcrs, repo=repo, version=version, env=env)
     return await signer.sign(kinds.RELEASE, "", tags, now)
 
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from bot.adapters.nsm import NsmAttester, NsmDevice, NsmSocket, NsmUnusable, open_transport
 from bot.devstack.nsm import DevNsm, measure, serve
+from netstack.vsock import parse_address
 from nips.errors import BadInput
 from nips.tee import cbor
 from nips.tee.anchor import Anchor
 from nips.tee.attestation import Verifier
 from nips.tee.nec03 import pcr8_of
 from nips.tee.nec04 import pcr4_of
-from netstack.vsock import parse_address
 from nips.tee.nsm import (
     MAX_REQUEST_BYTES,
     MAX_RESPONSE_BYTES,

@@ -12,7 +12,6 @@ from dataclasses import replace
 import cbor2
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +24,7 @@ from bot.image.seal import certificate_untrusted, seal
 from bot.image.tree import entries_of
 from bot.tools.cli import main
 from nips.keys import SecretKey
-from nips.tee.nec03 import pcr8_of
+from nips.tee.nec03 import make_builder_certificate, pcr8_of
 from tests.evidence import NOW
 from tests.image import reader
 
@@ -175,15 +174,7 @@ def test_a_ramdisk_that_was_changed_or_cut(data):
 
 @pytest.fixture(scope="module")
 def signed():
-    from bot.devstack import authority
-
-    key = ec.generate_private_key(ec.SECP384R1())
-    real = authority._new_key
-    authority._new_key = lambda: key
-    try:
-        certificate = authority.builder_certificate(SecretKey.generate(), NOW)
-    finally:
-        authority._new_key = real
+    certificate, key = make_builder_certificate(SecretKey.generate().pubkey, NOW)
     return replace(EIF, signature=seal(pcrs_of(EIF)[0], certificate, key)), certificate
 
 

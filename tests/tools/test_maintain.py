@@ -81,7 +81,7 @@ async def test_measurements_are_signed_from_a_file(tmp_path):
     ):
         (tmp_path / "pcrs.json").write_text(json.dumps(value))
         event = await sign_measurements(
-            tmp_path / "pcrs.json",
+            read_measurements(tmp_path / "pcrs.json"),
             KeySigner(key),
             repo=REPO,
             version="1.0.0",
@@ -90,9 +90,10 @@ async def test_measurements_are_signed_from_a_file(tmp_path):
         )
         release = verify_release_signature(event, read_measurements(tmp_path / "pcrs.json"))
         assert (key.pubkey, REPO) == (release.maintainer, release.repo)
+    release_pcrs = read_measurements(tmp_path / "pcrs.json")
     with pytest.raises(CannotRelease, match="--repo and --version"):
         await sign_measurements(
-            tmp_path / "pcrs.json", KeySigner(key), repo="", version="", is_prod=True, now=NOW
+            release_pcrs, KeySigner(key), repo="", version="", is_prod=True, now=NOW
         )
 
 

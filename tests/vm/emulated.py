@@ -49,6 +49,10 @@ class Emulated(Booted):
         return f"vsock:any:{BACK}" if wire == "in" else f"vsock:3:{PORTS[wire]}"
 
     @property
+    def file(self):
+        return self.folder / "enclaved.eif"
+
+    @property
     def module(self):
         return {"development_nsm": self.inside("nsm")}
 
@@ -59,7 +63,8 @@ class Emulated(Booted):
 
     def build(self, layer):
         """As a host has it: a file, of which everything is read again."""
-        self.eif = decode_eif_untrusted(encode_eif(build.build(build.read_lock(), layer)))
+        self.file.write_bytes(encode_eif(build.build(build.read_lock(), layer)))
+        self.eif = decode_eif_untrusted(self.file.read_bytes())
         emulate.unpack(self.eif, self.folder)
 
     def power_on(self, layer):
@@ -116,13 +121,14 @@ class EmulatedEnclave(WholeEnclave):
         )
         if report.get("halted"):
             raise Trouble(report["halted"])
-        found = []
+        wanted = Filter(kinds=frozenset({kinds.ANNOUNCEMENT}))
         with trio.fail_after(60):
-            while not found:
-                wanted = Filter(kinds=frozenset({kinds.ANNOUNCEMENT}))
-                found = await RelayEvents([self.relay_url]).find([wanted], [self.relay_url])
+            while True:
+                for event in await RelayEvents([self.relay_url]).find([wanted], [self.relay_url]):
+                    # Key escrow announces itself by the same kind.
+                    if event.tag("wallet"):
+                        return event.pubkey
                 await trio.sleep(0.3)
-        return found[-1].pubkey
 
     async def halted(self):
         return (await self._until(lambda report: report.get("halted")))["halted"]
@@ -141,7 +147,14 @@ class EmulatedEnclave(WholeEnclave):
                     return status["report"]
                 await trio.sleep(0.5)
 
-    async def _start_enclave(self):
+    @property
+    def measured(self):
+        return self.machine.file
+
+    async def start(self, *, signed=True):
         await trio.to_thread.run_sync(self.machine.build, self.image)
+        await super().start(signed=signed)
+
+    async def _start_enclave(self):
         # By this thread: its processes end with it.
         self.machine.power_on(self.image)

@@ -1,26 +1,90 @@
-"""The file that ships, started: it does the whole job, loses its power, and is there again."""
+"""The file that ships, started: it is verified, does the whole job, loses its power, and is there again."""
+
+import subprocess
+import sys
+import urllib.request
+from functools import partial
 
 import pytest
 import trio
 
-from tests.system.test_life import _counted, living
+from bot.devstack.sample import build_image
+from bot.image.pcrs import pcrs_of
+from nips.nip19 import npub
+from tests.system.test_life import _begun, _counted, living
 from tests.vm.emulated import Emulated, EmulatedEnclave
 
 pytestmark = [
     pytest.mark.xdist_group("vm"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+SERVES = (
+    "[ -e /data/n ] || echo 0 >/data/n; echo begin volume $(cat /data/n); httpd -f -v -p 8080 -h /www & "
+    "while :; do echo $(($(cat /data/n) + 1)) >/data/n; echo count volume $(cat /data/n); sleep 0.5; done"
+)
 
 
-async def test_the_finished_image_does_the_whole_job(record_property):
-    began = trio.current_time()
+async def test_the_finished_image_does_the_whole_job_and_comes_back(record_property):
     async with living(machine_of=Emulated, enclave_of=EmulatedEnclave) as (on, tenant):
-        print("ready", trio.current_time() - began)
-        await trio.to_thread.run_sync(
-            lambda: __import__("shutil").copytree(
-                on.enclave.machine.folder,
-                "/tmp/vmlast",
-                ignore=lambda d, n: [x for x in n if not x.endswith("log")],
-                dirs_exist_ok=True,
-            )
-        )
+        identity = on.instance
+        await trio.to_thread.run_sync(verify, on)
+        image = await on.ground.push("sample/serves", "1", build_image(SERVES))
+        began = trio.current_time()
+        deployed = await tenant.call("deploy", docker=image, units=1, amount_sat=500)
+        pubkey = deployed["pubkey"]
+        await tenant.pay(deployed["invoice"])
+        info = await tenant.until_state(pubkey, "deployed")
+        deployed_s = trio.current_time() - began
+        page = await trio.to_thread.run_sync(partial(fetched, info["endpoints"][0]))
+        assert b"It runs" in page
+        logs = (await tenant.call("logs", pubkey=pubkey))["logs"]
+        assert f"{on.ground.place.host_address}]" in logs, "a tenant sees who comes"
+
+        counted = await _counted(tenant, pubkey, "volume", at_least=2)
+        before = await tenant.call("balance", pubkey=pubkey)
+        await _next_checkpoint(on)
+        await on.enclave.cut_power()
+        began = trio.current_time()
+        await on.enclave.start()
+        assert identity == await on.enclave.ready()
+        back_s = trio.current_time() - began
+        await tenant.until_state(pubkey, "deployed")
+        assert counted - 2 <= await _begun(tenant, pubkey, "volume")
+        after = await tenant.call("balance", pubkey=pubkey)
+        assert before["balance_sat"] - 60 <= after["balance_sat"] <= before["balance_sat"]
+        await on.enclave.stop()
+    record_property(
+        "figure",
+        f"the finished image, emulated: deployed in {deployed_s:.0f} s, power on to ready and restored {back_s:.0f} s",
+    )
+
+
+def verify(on):
+    """As anybody can, and that it runs this very file."""
+    pcrs = pcrs_of(on.enclave.machine.eif)
+    expected = [f"--expect-pcr{index}={pcr.hex()}" for index, pcr in pcrs.items()]
+    command = [
+        sys.executable, "-m", "bot", "verify", npub(on.instance), "--relay", on.relay_url, "--json",
+        "--dev-root", str(on.enclave.root), *expected,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(pcr.hex() in done.stdout for pcr in pcrs.values())
+
+
+def fetched(endpoint):
+    url = endpoint["url"] if isinstance(endpoint, dict) else endpoint
+    with urllib.request.urlopen(url.replace("tcp://", "http://"), timeout=60) as answer:
+        return answer.read()
+
+
+async def _next_checkpoint(on):
+    """One that begins after this, of everything."""
+
+    async def number():
+        return (await on.enclave.status())["report"]["checkpoint"]["number"]
+
+    before = await number()
+    with trio.fail_after(120):
+        while await number() < before + 3:
+            await trio.sleep(0.5)

@@ -12,17 +12,14 @@ from bot.image.pcrs import pcrs_of
 from bot.image.ramdisk import decode_ramdisk_untrusted
 from bot.image.seal import certificate_untrusted
 from bot.terminal import say, say_json
-from bot.tools import image_build
 from nips.tee.nec03 import pcr8_of
 
 MOST_BYTES = 2 << 30
 LARGEST = 20
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """``image`` with its actions."""
-    image = commands.add_parser("image", help="enclave images (EIF): look into them, compare them")
-    actions = image.add_subparsers(required=True, metavar="action")
+def add_commands(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`pcrs`, `inspect` and `diff`."""
     for name, text, files, do in (
         ("pcrs", "what is measured of it", ("file",), _pcrs),
         ("inspect", "its parts, and the largest files in it", ("file",), _inspect),
@@ -33,17 +30,18 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
             action.add_argument(file, type=Path)
         action.add_argument("--json", action="store_true")
         action.set_defaults(do=do)
-    image_build.add_commands(actions)
 
 
-def _read(path: Path) -> Eif:
+def read_eif(path: Path) -> Eif:
+    """Raises `BadEif`."""
     try:
         return decode_eif_untrusted(read_bounded(path, MOST_BYTES))
     except OSError as error:
         raise BadEif(f"{path}: {error.strerror}") from error
 
 
-def _measured(eif: Eif) -> dict[str, str]:
+def measured(eif: Eif) -> dict[str, str]:
+    """By names, as ``nitro-cli`` prints them. Raises `BadEif` for a signature that does not hold."""
     pcrs = pcrs_of(eif)
     if eif.signature is not None:
         certificate = certificate_untrusted(eif.signature, pcrs[0])
@@ -52,7 +50,7 @@ def _measured(eif: Eif) -> dict[str, str]:
 
 
 def _pcrs(options: argparse.Namespace) -> int:
-    told = _measured(_read(options.file))
+    told = measured(read_eif(options.file))
     if options.json:
         say_json(told)
     else:
@@ -61,7 +59,7 @@ def _pcrs(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    eif = _read(options.file)
+    eif = read_eif(options.file)
     files = [
         (len(entry.content), f"ramdisk {number}, {entry.path.decode(errors='backslashreplace')}")
         for number, ramdisk in enumerate(eif.ramdisks, start=1)
@@ -71,18 +69,18 @@ def _inspect(options: argparse.Namespace) -> int:
     parts = [(kind.name.lower(), len(data)) for kind, data in eif.sections()]
     if options.json:
         told = {"cmdline": eif.cmdline.decode(errors="replace"), "parts": parts}
-        say_json(told | {"pcrs": _measured(eif), "largest": largest, "files": len(files)})
+        say_json(told | {"pcrs": measured(eif), "largest": largest, "files": len(files)})
         return 0
     say(*(f"{name:<10} {size:>12,} bytes" for name, size in parts))
     say(f"command line: {eif.cmdline.decode(errors='replace')}")
-    say(*(f"{name}  {pcr}" for name, pcr in _measured(eif).items()))
+    say(*(f"{name}  {pcr}" for name, pcr in measured(eif).items()))
     say(f"{len(files)} files; the largest:", *(f"{size:>12,}  {path}" for size, path in largest))
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
     """As diff(1): 1 when they differ."""
-    found = list(differences(_read(options.one), _read(options.other)))
+    found = list(differences(read_eif(options.one), read_eif(options.other)))
     if options.json:
         say_json([{"where": d.where, "what": d.what, "pcrs": d.pcrs} for d in found])
     else:
