@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv/bin
 
-.PHONY: demo test lint types unit test-vm soak bench bench-net docs lock setup clean
+.PHONY: demo test lint types unit image test-vm soak bench bench-net docs lock setup clean
 
 demo: setup
 	@$(VENV)/python -m bot.devstack demo $(ARGS)
@@ -17,7 +17,7 @@ lint:
 	@$(VENV)/ruff check --quiet .
 	@$(VENV)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 	@$(VENV)/codespell
-	@shellcheck *.sh build/*.sh build/image/install.sh build/image/enclaved .ci/run
+	@shellcheck *.sh build/*.sh build/image/enclaved build/image/init .ci/run
 	@$(VENV)/python -m build.docs --check
 	@echo "lint: clean"
 
@@ -31,6 +31,10 @@ unit:
 # A part of `unit`: both data planes over real AF_VSOCK, in a guest under emulation.
 test-vm: setup
 	@$(VENV)/pytest tests/vm $(ARGS)
+
+# The file that an enclave is started from, and what is measured of it: dist/enclaved.eif. ARGS="--layer FOLDER"
+image: setup
+	@$(VENV)/enclaved image build --out dist/enclaved.eif --root dist/root $(ARGS)
 
 # Fifteen minutes of mixed load, attacks, kill -9 every minute; then the books. ARGS="--minutes 15 --seed 1"
 soak: setup
@@ -50,6 +54,7 @@ docs: setup
 # After changing dependencies in pyproject.toml.
 lock: setup
 	@build/lock.sh
+	@$(VENV)/enclaved image lock
 
 clean:
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .lint-imports.log
+	rm -rf .venv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .lint-imports.log

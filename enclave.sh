@@ -29,6 +29,14 @@ esac
     exit 1
 }
 ip link set lo up
+# What the server says goes nowhere else but to a file in here; a development image shows it on its console as well.
+if [ -e "$development" ]; then
+    logs=$(sed -n 's/^log_dir *= *"\(.*\)"/\1/p' "$config")
+    (
+        while [ ! -e "${logs:=/run/enclaved/log}/server.log" ]; do sleep 1; done
+        exec tail -n +1 -F "$logs/server.log"
+    ) &
+fi
 # Debian's chrony slews towards the hypervisor's clock, where there is one.
 if [ -e /dev/ptp0 ]; then
     chronyd 'refclock PHC /dev/ptp0 poll 3' 'makestep 1 3' || say "chronyd does not start: the clock is not slewed"

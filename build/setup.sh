@@ -33,7 +33,7 @@ need rclone rclone # where the parent copies checkpoints to
 need age age       # make bench
 need restic restic # make bench
 need shellcheck shellcheck
-need debootstrap debootstrap # the base of the enclave's root, where no registry can be reached
+need mmdebstrap mmdebstrap # the root of an enclave
 [ -e /usr/include/libnetfilter_queue/libnetfilter_queue.h ] || missing+=(libnetfilter-queue-dev)
 [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1 || missing+=(busybox-static)
 

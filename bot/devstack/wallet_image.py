@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bot.devstack.image import REPO
-from bot.devstack.root import SOURCES
 from bot.devstack.sample import Image, build_image
+from bot.image.root import ROOMS
 
 # Of the standard library.
 LEFT_OUT = frozenset(
@@ -36,7 +36,7 @@ def _files() -> dict[str, bytes]:
     files = {str(PYTHON).lstrip("/"): PYTHON}
     stdlib = Path(sysconfig.get_path("stdlib"))
     files |= {str(path).lstrip("/"): path for path in _below(stdlib)}
-    for room in SOURCES:
+    for room in ROOMS:
         files |= {
             f"app/{p.relative_to(REPO)}": p for p in _below(REPO / room) if p.suffix == ".py"
         }

@@ -2,7 +2,7 @@
 
 this machine ── internet (relay, registry, wallet, key escrow) ── parent ══ Unix stream ══ enclave ── containers
 
-The enclave's root is what the Dockerfile builds, under a layer with its configuration; nothing else of this checkout runs inside.
+The enclave's root is that of the image that ships, under a layer with its configuration; nothing else of this checkout runs inside.
 """
 
 import json
@@ -36,18 +36,18 @@ from bot.devstack.enclave import (
 from bot.devstack.engine import EnginePlace
 from bot.devstack.ground import BASE, Ground, Say, remember_owner, remove_leftovers
 from bot.devstack.image import People
-from bot.devstack.root import image_tree
 from bot.devstack.sample import Image
 from bot.devstack.spaces import Booted, Space, join, run
 from bot.devstack.stack import Stack, toml, wallet_program, write_key, write_secret
 from bot.devstack.wallet_image import wallet_image
+from bot.image import build
+from bot.image.root import PACKAGES
 from nips import kinds
 from nips.filters import Filter
 from nips.keys import SecretKey
 from nips.nip47 import format_uri
 
 RELAY_PORT = 7_777
-PACKAGES = "usr/local/lib/python3.13/dist-packages"
 CONTAINER_PORT = 7_070
 # The dev wallet is Python: it needs the memory of three.
 WALLET_UNITS = 3
@@ -95,7 +95,7 @@ class Scene:
 
 @dataclass(kw_only=True)
 class WholeEnclave(Enclave):
-    """As `Enclave`, but a machine that boots. ``image`` is the layer over the Dockerfile's image: with it, another image."""
+    """As `Enclave`, but a machine that boots. ``image`` is the layer over the root: with it, another image."""
 
     parent_space: Space
     machine: Booted
@@ -194,8 +194,8 @@ async def whole_stack(
     """As `bot.devstack.stack.stack`, but the enclave is a machine. ``kind``: the data plane, tun or nfqueue. ``builtins``:
     the instance's own containers, by name; ``own_wallet``: the wallet is one more of them; ``machine_of``, ``enclave_of``: what
     stands for the machine."""
-    say("building the enclave's root from the Dockerfile (some minutes the first time)")
-    image = await trio.to_thread.run_sync(image_tree)
+    say("building the enclave's root from the lock (some minutes the first time)")
+    image = await trio.to_thread.run_sync(build.root)
     remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix="e", dir=BASE))
     remember_owner(folder)

@@ -93,6 +93,11 @@ def ready_parts(lock: Lock) -> Parts:
     return Parts(*(made(name, key, partial(make, name)) for name in ("base", "kernel")))
 
 
+def root() -> Path:
+    """The tree of this checkout. Raises `CannotFetch`, `CannotBuild`, `BadLock`, OSError."""
+    return ready_tree(ready_parts(read_lock()).base)
+
+
 def ready_tree(base: Path) -> Path:
     """The whole root of this checkout, as a folder that must not be written to."""
     inputs = [base.name.encode()]

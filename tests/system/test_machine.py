@@ -2,16 +2,13 @@
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 import trio
 
-from bot.devstack.root import image_tree
 from bot.devstack.sample import build_image
 from bot.devstack.whole import Own
-from tests.conftest import REPO
 from tests.system.test_life import (
     COUNTS,
     _counted,
@@ -19,7 +16,6 @@ from tests.system.test_life import (
     asked_parent,
     living,
 )
-from tests.system.test_whole_stack import needs_root
 
 pytestmark = [
     pytest.mark.dockerd,
@@ -195,95 +191,3 @@ async def test_a_clock_that_is_not_the_hypervisors_halts_the_boot():
         await on.enclave.stop_module()
         await on.enclave.start_module()
         await until_ready(on)
-
-
-FORBIDDEN_PROGRAMS = frozenset(
-    [
-        "gcc",
-        "cc",
-        "g++",
-        "clang",
-        "ld",
-        "as",
-        "make",
-        "cmake",
-        "pip",
-        "pip3",
-        "pytest",
-        "git",
-        "curl",
-        "wget",
-        "ssh",
-        "sshd",
-        "nc",
-        "gdb",
-        "strace",
-        "tcpdump",
-        "rustc",
-        "cargo",
-        "go",
-        "node",
-        "npm",
-    ]
-)
-FORBIDDEN_PATHS = (
-    "usr/local/lib/python3.13/dist-packages/bot/devstack",
-    "usr/local/lib/python3.13/dist-packages/tests",
-    "usr/local/lib/python3.13/dist-packages/pip",
-    "usr/local/lib/python3.13/dist-packages/pytest",
-    "usr/include/python3.13",
-    "usr/lib/python3/dist-packages/pip",
-    "tests",
-    "packages",
-    "own",
-    "tmp/install.sh",
-    "root/.cache",
-    "var/lib/apt/lists",
-    "etc/machine-id",
-)
-
-
-@pytest.fixture(scope="module")
-def tree():
-    needs_root()
-    return image_tree()
-
-
-def test_the_root_holds_nothing_that_only_builds_or_tests(tree):
-    programs = {
-        path.name
-        for folder in ("usr/bin", "usr/sbin", "usr/local/bin")
-        for path in (tree / folder).iterdir()
-    }
-    assert {
-        "dockerd",
-        "containerd",
-        "unbound",
-        "tini",
-        "mke2fs",
-        "chronyd",
-        "enclaved",
-    } <= programs
-    assert set() == programs & FORBIDDEN_PROGRAMS
-    assert [] == [path for path in FORBIDDEN_PATHS if (tree / path).exists()]
-    assert not list(tree.glob("usr/lib/gcc/*/*/cc1"))
-
-
-def test_the_root_holds_our_packages_as_they_are_here(tree):
-    packages = tree / "usr/local/lib/python3.13/dist-packages"
-    for room in ("bot", "handlers", "keycrux_client", "netstack", "nips"):
-        here = {
-            p.relative_to(REPO): p.read_bytes()
-            for p in (REPO / room).rglob("*.py")
-            if "devstack" not in p.parts
-        }
-        there = {p.relative_to(packages): p.read_bytes() for p in (packages / room).rglob("*.py")}
-        assert here == there
-    assert 300 < sum(1 for _ in packages.rglob("*.pyc")), "else every start compiles them anew"
-    done = subprocess.run(
-        ["chroot", str(tree), "enclaved", "boot", "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (0, "") == (done.returncode, done.stderr)

@@ -107,8 +107,8 @@ class Emulated(Booted):
     def check(self):
         """Raises `Trouble` when there is nothing to wait for any more."""
         console = self.console
-        if TROUBLE.search(console) or not self.is_on:
-            raise Trouble(console[-3_000:])
+        if TROUBLE.search(console) or not self.is_on or self._backend.poll() is not None:
+            raise Trouble(console[-3_000:] + (self.folder / "backend.log").read_text()[-2_000:])
 
 
 @dataclass(kw_only=True)

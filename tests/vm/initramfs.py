@@ -102,7 +102,7 @@ def build(kernel, path):
     for library in Path("/usr/lib/x86_64-linux-gnu/xtables").glob("lib[ix]*t_*.so"):
         archive.copy(library)
     _add_python(archive)
-    modules = kernel.with_dependencies(MODULES)
+    modules = kernel.modules(MODULES)
     for name, content in modules:
         archive.file(f"/modules/{name}.ko", content)
     archive.file("/init", _init([name for name, _ in modules]).encode(), 0o755)

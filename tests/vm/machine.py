@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+from bot.image import build
+from bot.image.kernel import Kernel
 from tests import debian
-from tests.vm import initramfs, kernel
+from tests.vm import initramfs
 
 CID = 16
 AGENT_PORT = 7_000
@@ -44,7 +46,7 @@ class Machine:
 
     def boot(self):
         """Emulation under load may fail a boot: then once more."""
-        found = kernel.fetch()
+        found = Kernel.of(build.ready_parts(build.read_lock()).kernel)
         image = initramfs.build(found, self.folder / "initramfs")
         for attempt in range(1, TRIES + 1):
             try:

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import urllib.request
-from functools import partial
 
 import pytest
 import trio
@@ -35,8 +34,7 @@ async def test_the_finished_image_does_the_whole_job_and_comes_back(record_prope
         await tenant.pay(deployed["invoice"])
         info = await tenant.until_state(pubkey, "deployed")
         deployed_s = trio.current_time() - began
-        page = await trio.to_thread.run_sync(partial(fetched, info["endpoints"][0]))
-        assert b"It runs" in page
+        assert b"It runs" in await fetched(info["endpoints"][0])
         logs = (await tenant.call("logs", pubkey=pubkey))["logs"]
         assert f"{on.ground.place.host_address}]" in logs, "a tenant sees who comes"
 
@@ -72,10 +70,20 @@ def verify(on):
     assert all(pcr.hex() in done.stdout for pcr in pcrs.values())
 
 
-def fetched(endpoint):
+async def fetched(endpoint):
+    """A container is up before its program listens."""
     url = endpoint["url"] if isinstance(endpoint, dict) else endpoint
-    with urllib.request.urlopen(url.replace("tcp://", "http://"), timeout=60) as answer:
-        return answer.read()
+
+    def fetch():
+        with urllib.request.urlopen(url.replace("tcp://", "http://"), timeout=30) as answer:
+            return answer.read()
+
+    with trio.fail_after(90):
+        while True:
+            try:
+                return await trio.to_thread.run_sync(fetch)
+            except OSError:
+                await trio.sleep(1)
 
 
 async def _next_checkpoint(on):

@@ -343,13 +343,14 @@ class Backend:
         self._watch(connection.sock, events, lambda ready: self._ready(connection, ready))
 
     def _ready(self, connection, ready):
-        if ready & selectors.EVENT_READ:
+        # What came before it in the same batch may have closed it.
+        if ready & selectors.EVENT_READ and self._is_there(connection):
             self._from_host(connection)
-        if (
-            ready & selectors.EVENT_WRITE
-            and (connection.here, connection.there) in self._connections
-        ):
+        if ready & selectors.EVENT_WRITE and self._is_there(connection):
             self._to_host(connection)
+
+    def _is_there(self, connection):
+        return self._connections.get((connection.here, connection.there)) is connection
 
     def _from_host(self, connection):
         try:

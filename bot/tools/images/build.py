@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bot.clock import SystemClock
-from bot.image import build
-from bot.image.eif import encode_eif
+from bot.image import build, oci
+from bot.image.eif import Eif, encode_eif
 from bot.image.lock import Lock, encode_lock, lock_differences
 from bot.image.pcrs import pcrs_of
 from bot.terminal import say, say_json
@@ -28,6 +28,9 @@ def add_commands(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="a folder that lies over the root: etc/enclaved/",
     )
     made.add_argument("--out", type=Path, default=Path("enclaved.eif"))
+    made.add_argument(
+        "--root", type=Path, metavar="FOLDER", help="its root as well: root.tar, and an OCI layout"
+    )
     made.add_argument("--json", action="store_true")
     made.set_defaults(do=_build)
 
@@ -51,9 +54,13 @@ def _summary(lock: Lock) -> str:
 
 
 def _build(options: argparse.Namespace) -> int:
-    eif = build.build(build.read_lock(), options.layer)
+    lock = build.read_lock()
+    eif = build.build(lock, options.layer)
     raw = encode_eif(eif)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_bytes(raw)
+    if options.root is not None:
+        _write_root(eif, lock, options.root)
     pcrs = {f"PCR{index}": pcr.hex() for index, pcr in pcrs_of(eif).items()}
     if options.json:
         say_json({"file": str(options.out), "bytes": len(raw)} | pcrs)
@@ -62,3 +69,11 @@ def _build(options: argparse.Namespace) -> int:
             f"{options.out}: {len(raw):,} bytes", *(f"{name}  {pcr}" for name, pcr in pcrs.items())
         )
     return 0
+
+
+def _write_root(eif: Eif, lock: Lock, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    oci.write_tar(oci.root_entries(eif), lock.epoch_s, folder / "root.tar")
+    digest = oci.write_layout(folder / "root.tar", lock.epoch_s, folder / "oci")
+    say(f"{folder}/root.tar, {folder}/oci: {digest}")
