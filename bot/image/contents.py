@@ -34,7 +34,7 @@ NOT_RUN = re.compile(
     r"(usr/bin/(docker|ctr|dnet|containerd-shim|containerd-shim-runc-v1|perl.*|deb.*|apt.*|dpkg.*|gpgv.*|sqv|pydoc3.*|pygettext3.*|pdb3.*)"
     r"|usr/sbin/(ovrouter|docker-proxy|unbound-(control|control-setup|checkconf|host|anchor)|dpkg-.*)"
     r"|usr/lib/x86_64-linux-gnu/(perl.*|libperl.*|libapt.*|libdb-5.*|gconv)|usr/lib/(apt|dpkg|systemd|udev)"
-    r"|usr/lib/python3/dist-packages"
+    r"|usr/include|usr/games|usr/lib/python3/dist-packages"
     r"|usr/lib/python3\.\d+/(test|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data|config-.*)"
     r"|usr/share/(doc|doc-base|man|info|locale|lintian|zoneinfo|perl5?|perl/.*|debconf|dpkg|common-licenses|keyrings|bash-completion|zsh"
     r"|python-wheels|python3|pixmaps|applications)"

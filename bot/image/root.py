@@ -31,6 +31,8 @@ _PROGRAMS = {
     "build/image/enclaved": "usr/local/bin/enclaved",
 }
 OWN = (*(f"{PACKAGES}/{room}" for room in ROOMS), *_PROGRAMS.values())
+# What mmdebstrap takes over from the machine that builds.
+_SAID = {"etc/hostname": "enclave\n", "etc/resolv.conf": ""}
 # Whatever the builder's environment says of time zone, language or hashing is not heard.
 _PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
 MOST_WHEEL_BYTES = 512 << 20
@@ -44,6 +46,9 @@ def build_base(lock: Lock, debs: Sequence[Path], wheels: Sequence[Path], base: P
     """Into an empty folder. Raises `CannotBuild`, `BadLock`, OSError."""
     _install(lock, debs, base)
     _leave_out(base)
+    for place, text in _SAID.items():
+        (base / place).write_text(text)
+        (base / place).chmod(0o644)
     # The engine's rules and netstack's are in one table of the kernel.
     for name in ("iptables", "ip6tables"):
         link = base / "etc/alternatives" / name
