@@ -1,8 +1,9 @@
 #!/bin/sh
 # The host's side of an enclave. Checks what would otherwise fail later and less clearly, then becomes `enclaved parent`.
-# launch-parent.sh [CONFIG]
+# launch-parent.sh [CONFIG [IMAGE]]: with IMAGE, an EIF, the enclave is started as well; it waits until its parent listens.
 set -eu
 config=${1:-/etc/enclaved/parent.toml}
+image=${2:-}
 problems=0
 
 problem() {
@@ -48,5 +49,11 @@ kvm-clock | tsc) ;;
 *) warn "the clock source of this host is $(cat "$clock" 2>/dev/null || echo unknown), not kvm-clock or tsc" ;;
 esac
 
+[ -z "$image" ] || [ -r "$image" ] || problem "there is no image $image" "see docs/image.md"
+
 [ "$problems" -eq 0 ] || exit 1
+if [ -n "$image" ]; then
+    cid=$(sed -n 's/^peer_cid *= *\([0-9]*\).*/\1/p' "$config")
+    enclaved image run "$image" --memory "$memory_mib" --cpus "$cpus" --cid "${cid:-16}" &
+fi
 exec enclaved parent run --config "$config"

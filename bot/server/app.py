@@ -58,7 +58,7 @@ from nips.keys import SecretKey
 from nips.relay_url import normal_url
 
 log = structlog.get_logger()
-VERSION = "0.1.0"
+VERSION = "0.1.0-dev"
 # On a file system that images have for themselves.
 OWN_DISK_FREE_BYTES = 8 << 20
 WALLET_S = 60

@@ -24,6 +24,7 @@ from bot.image.lock import (
     lock_differences,
 )
 from bot.image.ramdisk import decode_ramdisk_untrusted, encode_ramdisk
+from bot.image.releases import BadReleases, decode_releases_untrusted, why_not_released
 
 BASH = Package(
     "bash",
@@ -161,6 +162,34 @@ def test_what_unpacks_without_end_or_goes_on_after_its_end_is_refused(monkeypatc
             decode_ramdisk_untrusted(raw + more)
     with pytest.raises(BadCpio, match="is cut"):
         decode_ramdisk_untrusted(raw[:50])
+
+
+# -- releases ------------------------------------------------------------------------------------------------
+
+PCRS = {0: b"\1" * 48, 1: b"\2" * 48, 2: b"\3" * 48}
+
+
+def released(**changes):
+    entry = {"version": "1.2.3", **{f"PCR{index}": pcr.hex() for index, pcr in PCRS.items()}}
+    return json.dumps({"releases": [entry | changes]})
+
+
+def test_a_released_version_stays_what_it_is_and_one_of_development_is_free():
+    releases = decode_releases_untrusted(released())
+    assert None is why_not_released("1.2.3", PCRS, releases)
+    assert None is why_not_released("1.2.4-dev", {}, releases)
+    assert "PCR2" in why_not_released("1.2.3", PCRS | {2: bytes(48)}, releases)
+    assert "PCR0, PCR1" in why_not_released("1.2.3", PCRS | {0: bytes(48), 1: bytes(48)}, releases)
+    assert "no release yet" in why_not_released("1.2.4", PCRS, releases)
+
+
+@pytest.mark.parametrize("text", [
+    "", "[]", "{}", '{"releases": {}}', '{"releases": [], "more": 1}', '{"releases": [1]}', released(version="1.2"), released(version=1),
+    released(PCR0="ab"), released(PCR1="AB" * 48), released(PCR2=None), released(PCR3="ab" * 48),
+])  # fmt: skip
+def test_a_list_of_releases_of_another_shape_is_refused(text):
+    with pytest.raises(BadReleases):
+        decode_releases_untrusted(text)
 
 
 # -- modules --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,9 @@ from bot.image.cache import cache
 from bot.image.difference import differences
 from bot.image.eif import encode_eif
 from bot.image.pcrs import pcrs_of
+from bot.image.releases import decode_releases_untrusted, why_not_released
 from bot.image.root import LIST, PACKAGES, own_files
+from bot.server.app import VERSION
 from bot.tools.cli import main
 from tests.conftest import REPO
 from tests.system.test_whole_stack import needs_root
@@ -135,6 +138,14 @@ def test_another_builder_elsewhere_gets_the_same_bytes(eif, tmp_path, record_pro
     assert 50_000_000 < len(raw) < MOST_EIF_BYTES
     pcrs = " ".join(f"PCR{index} {pcr.hex()}" for index, pcr in pcrs_of(eif).items())
     record_property("figure", f"image: {len(raw) / 1e6:.0f} MB, {pcrs}")
+
+
+def test_sources_under_a_released_version_are_what_was_released(eif):
+    """A version of development is not pinned, so that not every commit needs an entry."""
+    version = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
+    assert version == VERSION, "what an instance says of itself"
+    releases = decode_releases_untrusted((REPO / "build/pcrs.json").read_text())
+    assert None is why_not_released(version, pcrs_of(eif), releases)
 
 
 def test_one_changed_byte_changes_the_register_it_should_and_the_file_is_named(

@@ -1,19 +1,23 @@
 """The finished image as the machine of the whole stack: this EIF's kernel and ramdisks, real AF_VSOCK, software emulation."""
 
+import json
 import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
 from bot.adapters.relay_events import RelayEvents
 from bot.devstack.spaces import Booted
+from bot.devstack.stack import write_key
 from bot.devstack.whole import WholeEnclave
 from bot.image import build, emulate
 from bot.image.eif import Eif, decode_eif_untrusted, encode_eif
+from bot.image.pcrs import pcrs_of
+from bot.image.seal import certificate_untrusted
 from nips import kinds
 from nips.filters import Filter
 from tests.vm.machine import qemu
@@ -61,9 +65,8 @@ class Emulated(Booted):
         path = self.folder / "console.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def build(self, layer):
+    def unpack(self):
         """As a host has it: a file, of which everything is read again."""
-        self.file.write_bytes(encode_eif(build.build(build.read_lock(), layer)))
         self.eif = decode_eif_untrusted(self.file.read_bytes())
         emulate.unpack(self.eif, self.folder)
 
@@ -152,8 +155,48 @@ class EmulatedEnclave(WholeEnclave):
         return self.machine.file
 
     async def start(self, *, signed=True):
-        await trio.to_thread.run_sync(self.machine.build, self.image)
+        if not self.machine.file.exists():
+            await trio.to_thread.run_sync(self._make)
         await super().start(signed=signed)
+
+    def _make(self):
+        """Built, and signed by its builder and a maintainer, by the commands that are for it."""
+        file, unsigned = self.machine.file, self.machine.folder / "unsigned.eif"
+        unsigned.write_bytes(encode_eif(build.build(build.read_lock(), self.image)))
+        common = ["--repo", self.people.repo, "--version", "0.1.0"]
+        for name in ("builder", "maintainer"):
+            write_key(self.folder / f"{name}.key", getattr(self.people, name))
+        self._image(
+            "sign-build",
+            unsigned,
+            "--key",
+            f"{self.folder}/builder.key",
+            "--out",
+            file,
+            "--event",
+            f"{self.folder}/build.json",
+            *common,
+        )
+        told = self._image(
+            "sign-release", file, "--key", f"{self.folder}/maintainer.key", "--no-publish", *common
+        )
+        (self.folder / "release.json").write_text(told)
+        self.machine.unpack()
+        eif = self.machine.eif
+        self.people = replace(
+            self.people, certificate=certificate_untrusted(eif.signature, pcrs_of(eif)[0])
+        )
+
+    def _image(self, *words):
+        command = [sys.executable, "-m", "bot", "image", *map(str, words)]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    def _write_meta(self, meta):
+        """What those commands wrote, and the launcher's part."""
+        told = json.loads(meta)
+        told["build"] = json.loads((self.folder / "build.json").read_text())
+        told["releases"] = [json.loads((self.folder / "release.json").read_text())]
+        super()._write_meta(json.dumps(told))
 
     async def _start_enclave(self):
         # By this thread: its processes end with it.
