@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 from bot.files import read_bounded
@@ -21,7 +22,7 @@ from bot.image.cache import cache, key_of, made
 from bot.image.cpio import BadCpio, Entry
 from bot.image.eif import Eif
 from bot.image.kernel import Kernel, build_kernel
-from bot.image.lock import MOST_BYTES, BadLock, Lock, decode_lock_untrusted
+from bot.image.lock import MOST_BYTES, BadLock, Lock, decode_lock_untrusted, encode_lock
 from bot.image.ramdisk import encode_ramdisk
 from bot.image.root import OWN, REPO, build_base, build_tree, own_files
 from bot.image.tree import entries_of
@@ -33,7 +34,7 @@ MEMORY_BYTES, CPUS = 4 << 30, 2
 # The kernel unpacks it last; init looks for it.
 WHOLE = "rootfs/usr/share/enclaved/whole"
 _ROOM = Path(__file__).parent
-_MADE_BY = ("contents.py", "root.py", "kernel.py")
+PACKER = "backports_zstd"
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ def fetch_all(lock: Lock) -> tuple[list[Path], list[Path]]:
 
 def ready_parts(lock: Lock) -> Parts:
     """Made from the lock alone, or found in the cache. Raises `CannotFetch`, `CannotBuild`, `BadLock`, OSError."""
-    inputs = [read_bounded(LOCK, MOST_BYTES), *((_ROOM / name).read_bytes() for name in _MADE_BY)]
-    key = key_of(inputs)
+    # Whoever changes how something is made gets it made anew.
+    makers = (path.read_bytes() for path in sorted(_ROOM.glob("*.py")))
+    key = key_of([encode_lock(lock).encode(), *makers])
 
     def make(build_what: str, folder: Path) -> None:
         debs, wheels = fetch_all(lock)
@@ -109,6 +111,7 @@ def ready_tree(base: Path) -> Path:
 def build(lock: Lock, layer: Path, cmdline: str = contents.CMDLINE) -> Eif:
     """``layer``: a folder that lies over the root: configuration, release policy. Raises `CannotFetch`, `CannotBuild`, `BadLock`,
     `BadCpio`, OSError."""
+    _check_packer(lock)
     parts = ready_parts(lock)
     kernel, tree = Kernel.of(parts.kernel), ready_tree(parts.base)
     return Eif(
@@ -123,6 +126,15 @@ def build(lock: Lock, layer: Path, cmdline: str = contents.CMDLINE) -> Eif:
         default_memory_bytes=MEMORY_BYTES,
         default_cpus=CPUS,
     )
+
+
+def _check_packer(lock: Lock) -> None:
+    """Another version packs the same files into other bytes."""
+    (locked,) = (wheel.version for wheel in lock.wheels if wheel.name == PACKER)
+    if (here := metadata.version(PACKER)) != locked:
+        raise BadLock(
+            f"{PACKER} is {here} here, and {locked} in the lock: `make setup` brings that"
+        )
 
 
 def first_entries(kernel: Kernel, base: Path) -> Iterator[Entry]:

@@ -84,12 +84,14 @@ def own_files() -> Iterator[tuple[Path, str]]:
     for room in ROOMS:
         for path in sorted((REPO / room).rglob("*")):
             inside = str(path.relative_to(REPO))
-            if (
-                path.is_file()
-                and "__pycache__" not in path.parts
-                and not inside.startswith(_LEFT_OUT)
-            ):
+            if _is_ours(inside) and path.is_file():
                 yield path, f"{PACKAGES}/{inside}"
+
+
+def _is_ours(inside: str) -> bool:
+    """What else lies in a checkout, keys and notes among it, is nobody's business."""
+    is_code = inside.endswith((".py", ".sql")) or inside == "bot/release.json"
+    return is_code and not inside.startswith(_LEFT_OUT)
 
 
 def said(command: Sequence[str], *, epoch_s: int = 0, timeout_s: int = 1_800) -> str:

@@ -25,6 +25,7 @@ from bot.image.lock import (
 )
 from bot.image.ramdisk import decode_ramdisk_untrusted, encode_ramdisk
 from bot.image.releases import BadReleases, decode_releases_untrusted, why_not_released
+from bot.image.root import _is_ours
 
 BASH = Package(
     "bash",
@@ -203,3 +204,23 @@ def test_a_modules_signature_is_cut_off_and_nothing_else():
     assert module == _without_signature(module)
     assert ["nf_tables", "libcrc32c"] == _depends(b"x\0depends=nf_tables,libcrc32c\0y")
     assert [] == _depends(b"x\0depends=\0y")
+
+
+# -- what goes into an image ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "is_ours"), [
+    ("bot/server/app.py", True), ("bot/release.json", True), ("bot/adapters/store/migrations/0001_initial.sql", True),
+    ("bot/me.key", False), ("bot/other.json", False), ("bot/server/app.py~", False), ("bot/devstack/nsm.py", False),
+    ("bot/__pycache__/app.cpython-311.pyc", False),
+])  # fmt: skip
+def test_only_code_gets_into_an_image_whatever_else_lies_in_the_checkout(path, is_ours):
+    assert is_ours is _is_ours(path)
+
+
+def test_another_packer_than_the_locks_is_refused(monkeypatch):
+    lock = build.read_lock()
+    build._check_packer(lock)
+    monkeypatch.setattr(build.metadata, "version", lambda _: "1.7.0")
+    with pytest.raises(BadLock, match=r"1\.7\.0 here"):
+        build._check_packer(lock)

@@ -27,6 +27,8 @@ MEMORY_MIB = 4_096
 # The guest reaches these at its host's address, and is reached at the last one.
 PORTS = {"parent": 9_001, "packets": 9_002, "control": 9_003, "out": 9_004, "nsm": 9_005}
 BACK = 1_080
+# The kernel and init alone; emulation under load hangs now and then, and is tried once more then.
+BOOT_S = 120
 READY_S = 300
 # Any of these, and nothing more is to be waited for.
 TROUBLE = re.compile(r"Oops|Kernel panic|BUG: |unpacking failed|AE_NO_ACPI_TABLES|init: error: .*")
@@ -41,6 +43,7 @@ class Emulated(Booted):
     """Nothing is shared with it: what it says, it says to its parent, or on its console."""
 
     eif: Eif | None = None
+    hung: int = 0
     _backend: subprocess.Popen | None = None
 
     def __post_init__(self):
@@ -199,5 +202,14 @@ class EmulatedEnclave(WholeEnclave):
         super()._write_meta(json.dumps(told))
 
     async def _start_enclave(self):
-        # By this thread: its processes end with it.
-        self.machine.power_on(self.image)
+        for _ in range(2):
+            # By this thread: its processes end with it.
+            self.machine.power_on(self.image)
+            with trio.move_on_after(BOOT_S):
+                while "init: starting" not in self.machine.console:
+                    self.machine.check()
+                    await trio.sleep(0.5)
+                return
+            self.machine.cut_power()
+            self.machine.hung += 1
+        raise Trouble(f"two boots hung: {self.machine.console[-2_000:]}")

@@ -11,7 +11,9 @@ from bot.image import build, oci
 from bot.image.eif import Eif, encode_eif
 from bot.image.lock import Lock, encode_lock, lock_differences
 from bot.image.pcrs import pcrs_of
-from bot.terminal import say, say_json
+from bot.image.root import CannotBuild
+from bot.terminal import say, say_json, tell
+from bot.tools.images.look import LARGEST, files_of
 
 
 def add_commands(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -54,7 +56,8 @@ def _summary(lock: Lock) -> str:
 
 
 def _build(options: argparse.Namespace) -> int:
-    lock = build.read_lock()
+    clock, lock = SystemClock(), build.read_lock()
+    began_ms = clock.boot_ms()
     eif = build.build(lock, options.layer)
     raw = encode_eif(eif)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,15 +68,20 @@ def _build(options: argparse.Namespace) -> int:
     if options.json:
         say_json({"file": str(options.out), "bytes": len(raw)} | pcrs)
     else:
+        say(*(f"{size:>12,}  {path}" for size, path in files_of(eif)[:LARGEST]))
+        took_s = (clock.boot_ms() - began_ms) / 1_000
         say(
-            f"{options.out}: {len(raw):,} bytes", *(f"{name}  {pcr}" for name, pcr in pcrs.items())
+            f"{options.out}: {len(raw):,} bytes, in {took_s:.0f} s",
+            *(f"{name}  {pcr}" for name, pcr in pcrs.items()),
         )
     return 0
 
 
 def _write_root(eif: Eif, lock: Lock, folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()) and not (folder / "root.tar").exists():
+        raise CannotBuild(f"{folder} holds something else, and would be emptied: name another one")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     oci.write_tar(oci.root_entries(eif), lock.epoch_s, folder / "root.tar")
     digest = oci.write_layout(folder / "root.tar", lock.epoch_s, folder / "oci")
-    say(f"{folder}/root.tar, {folder}/oci: {digest}")
+    tell(f"{folder}/root.tar, {folder}/oci: {digest}")

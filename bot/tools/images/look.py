@@ -58,14 +58,20 @@ def _pcrs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect(options: argparse.Namespace) -> int:
-    eif = read_eif(options.file)
-    files = [
+def files_of(eif: Eif) -> list[tuple[int, str]]:
+    """Sizes and places, the largest first. Raises `BadCpio`."""
+    found = [
         (len(entry.content), f"ramdisk {number}, {entry.path.decode(errors='backslashreplace')}")
         for number, ramdisk in enumerate(eif.ramdisks, start=1)
         for entry in decode_ramdisk_untrusted(ramdisk)
     ]
-    largest = sorted(files, reverse=True)[:LARGEST]
+    return sorted(found, reverse=True)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    eif = read_eif(options.file)
+    files = files_of(eif)
+    largest = files[:LARGEST]
     parts = [(kind.name.lower(), len(data)) for kind, data in eif.sections()]
     if options.json:
         told = {"cmdline": eif.cmdline.decode(errors="replace"), "parts": parts}
