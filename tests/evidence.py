@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bot.devstack.authority import DevAuthority
 from bot.devstack.nsm import sign_document
+from bot.image.seal import make_builder_certificate
 from nips import kinds
 from nips.event import parse_event_untrusted, sign_event
 from nips.keys import SecretKey
@@ -19,7 +20,7 @@ from nips.tee.env import Env
 from nips.tee.image_release import image_tags
 from nips.tee.nec01 import build_root, verify_root
 from nips.tee.nec02 import InstanceFacts, Signatures, build_announcement
-from nips.tee.nec03 import build_builder_signature, make_builder_certificate, pcr8_of
+from nips.tee.nec03 import build_builder_signature, pcr8_of
 from nips.tee.nec04 import build_launcher_signature, pcr4_of
 from nips.tee.nec05 import build_release_signature
 from nips.tee.policies import DebugPolicy

@@ -1,14 +1,15 @@
-"""What gets into an image: the wheel, and nothing of what is for development."""
+"""What gets into a wheel and into an image: nothing of what is for development, and into an image nothing that signs certificates."""
 
 import subprocess
 import sys
 import zipfile
 
+from bot.image.root import own_files
 from tests.conftest import REPO as CHECKOUT
 
 
 def test_the_image_holds_nothing_for_development(tmp_path):
-    """The wheel is what is put into an enclave. No signer of documents, no escrow, no toy is in it."""
+    """No signer of documents, no escrow, no toy."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=CHECKOUT, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
@@ -17,9 +18,12 @@ def test_the_image_holds_nothing_for_development(tmp_path):
     assert {"bot/release.json", "keycrux_client/recovery.py", "bot/adapters/nsm.py"} <= set(names)
     assert [] == [n for n in names if "devstack" in n or n.startswith(("tests/", "bench/"))]
     for path in (tmp_path / "image").rglob("*.py"):
+        assert "bot.devstack" not in path.read_text(), path
+    files = dict(own_files())
+    assert {"bot", "nips"} <= {path.relative_to(CHECKOUT).parts[0] for path in files}
+    for path in files:
         text = path.read_text()
-        assert "bot.devstack" not in text, path
-        # A key that signs certificates or documents has no business here.
+        # A key that signs certificates or documents has no business in an enclave.
         for word in ("CertificateBuilder", "generate_private_key", "sign_document"):
             assert word not in text, path
     environment = {"PYTHONPATH": str(tmp_path / "image"), "PATH": "/usr/bin:/bin"}

@@ -16,11 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bot.devstack.nsm import measure
+from bot.image.seal import make_builder_certificate
 from nips.event import Event
 from nips.keys import SecretKey
 from nips.tee.attestation import Pcrs
 from nips.tee.env import Env
-from nips.tee.nec03 import build_builder_signature, make_builder_certificate
+from nips.tee.nec03 import build_builder_signature
 from nips.tee.nec04 import build_launcher_signature
 from nips.tee.nec05 import build_release_signature
 

@@ -5,16 +5,42 @@ bytes are written there as lists of numbers. Nothing of it is measured but the c
 it is verified over registers that were computed from the rest of the file.
 """
 
+from datetime import UTC, datetime, timedelta
+
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from bot.image.eif import BadEif
+from nips.nip19 import npub
 from nips.tee import cbor
 from nips.tee.cose import PROTECTED, decode_sign1_untrusted, sign1
 
 MOST_BYTES = 65_536
+# An image that runs longer without a new build is no longer vouched for.
+CERTIFICATE_LASTS = timedelta(days=730)
+CLOCKS_APART_S = 60
+
+
+def make_builder_certificate(
+    pubkey: str, now: int
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """For one image: whoever has the key can sign others in the builder's name, so it is to be forgotten after it. ``now``: Unix
+    seconds, from which it counts."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    common = x509.NameAttribute(NameOID.COMMON_NAME, npub(pubkey))
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Nostr"), common])
+    begins = datetime.fromtimestamp(now - CLOCKS_APART_S, UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(begins + CERTIFICATE_LASTS)
+        .sign(key, hashes.SHA384())
+    )
+    return certificate, key
 
 
 def seal(pcr0: bytes, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -5,6 +5,8 @@ import json
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,11 +18,9 @@ from bot.adapters.nsm import NsmUnusable
 from bot.boot.identity import read_secret_text
 from bot.boot.unlock import EXIT_OVERTAKEN, Halted, Overtaken
 from bot.config import ConfigError, load
-from bot.image.apt import CannotFetch
-from bot.image.root import CannotBuild
 from bot.server import app
 from bot.terminal import printable, say, say_json, tell
-from bot.tools import boot, images, parent, payments
+from bot.tools import boot, parent, payments
 from bot.tools import commands as trust_commands
 from bot.tools.client import CallRefused, NoAnswer, open_client
 from bot.tools.maintain import CannotRelease
@@ -30,6 +30,8 @@ from nips.keys import SecretKey
 from nips.nip19 import npub, nsec, pubkey_from_npub_untrusted
 from nips.tee.nsm import NsmRefused
 
+# Inside of an enclave there is nothing to build, and nothing to sign with.
+images = import_module("bot.tools.images") if find_spec("bot.tools.images") else None
 # What a person can do something about: one line, no traceback.
 EXPECTED = (
     ConfigError,
@@ -41,10 +43,9 @@ EXPECTED = (
     NoAnswer,
     CannotRelease,
     SignerProblem,
-    CannotFetch,
-    CannotBuild,
     BadInput,
     *parent.EXPECTED,
+    *(images.EXPECTED if images is not None else ()),
 )
 
 
@@ -107,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     payments.add_command(commands)
     boot.add_command(commands)
     parent.add_command(commands)
-    images.add_command(commands)
+    if images is not None:
+        images.add_command(commands)
     key = commands.add_parser("key", help="make a key file, or show the npub of one")
     key.add_argument("file", type=Path)
     key.set_defaults(do=_key)

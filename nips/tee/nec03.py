@@ -7,7 +7,6 @@ do: it can be read off a running instance and claimed by anybody; the certificat
 
 import base64
 import hashlib
-from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -25,9 +24,6 @@ from nips.tee.attestation import Pcrs
 from nips.tee.lifetime import check_begun, check_not_over
 
 MAX_CERTIFICATE_TEXT = 8_192
-# An image that runs longer without a new build is no longer vouched for.
-CERTIFICATE_LASTS = timedelta(days=730)
-CLOCKS_APART_S = 60
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
@@ -39,24 +35,6 @@ def pcr_of(measured: bytes) -> bytes:
 def pcr8_of(certificate_der: bytes) -> bytes:
     """What an image signed with that certificate has in PCR8."""
     return pcr_of(hashlib.sha384(certificate_der).digest())
-
-
-def make_builder_certificate(
-    pubkey: str, now: int
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """For one image: whoever has the key can sign others in the builder's name, so it is to be forgotten after it. ``now``: Unix
-    seconds, from which it counts."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    common = x509.NameAttribute(NameOID.COMMON_NAME, npub(pubkey))
-    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Nostr"), common])
-    begins = datetime.fromtimestamp(now - CLOCKS_APART_S, UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(begins)
-        .not_valid_after(begins + CERTIFICATE_LASTS)
-        .sign(key, hashes.SHA384())
-    )
-    return certificate, key
 
 
 def build_builder_signature(

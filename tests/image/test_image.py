@@ -20,11 +20,11 @@ from bot.image.cpio import BadCpio, Entry, decode_cpio_untrusted, encode_cpio
 from bot.image.difference import differences
 from bot.image.eif import BadEif, Eif, Kind, decode_eif_untrusted, encode_eif
 from bot.image.pcrs import pcrs_of
-from bot.image.seal import certificate_untrusted, seal
+from bot.image.seal import certificate_untrusted, make_builder_certificate, seal
 from bot.image.tree import entries_of
 from bot.tools.cli import main
 from nips.keys import SecretKey
-from nips.tee.nec03 import make_builder_certificate, pcr8_of
+from nips.tee.nec03 import pcr8_of
 from tests.evidence import NOW
 from tests.image import reader
 

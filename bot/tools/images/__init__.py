@@ -8,7 +8,11 @@ run     start one
 
 import argparse
 
+from bot.image.apt import CannotFetch
+from bot.image.root import CannotBuild
 from bot.tools.images import build, look, run, sign
+
+EXPECTED = (CannotFetch, CannotBuild)
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

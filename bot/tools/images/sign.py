@@ -12,7 +12,7 @@ from bot.files import write_whole
 from bot.image import build
 from bot.image.eif import BadEif, Eif, encode_eif
 from bot.image.pcrs import pcrs_of
-from bot.image.seal import seal
+from bot.image.seal import make_builder_certificate, seal
 from bot.terminal import say, say_json_text
 from bot.tools import commands
 from bot.tools.images.look import measured, read_eif
@@ -21,7 +21,7 @@ from nips import kinds
 from nips.event import VerifiedEvent
 from nips.tee.attestation import Pcrs
 from nips.tee.env import Env
-from nips.tee.nec03 import builder_tags, make_builder_certificate
+from nips.tee.nec03 import builder_tags
 
 
 def add_commands(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
