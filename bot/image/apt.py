@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import Parser
+from http.client import HTTPException
 from pathlib import Path
 
 from bot.image.lock import ARCHIVES, BadLock, Lock, Package
@@ -104,7 +105,7 @@ def _fetch_one(package: Package, sites: Iterable[str], file: Path) -> None:
         try:
             with urllib.request.urlopen(f"{site}/{package.path}", timeout=FETCH_S) as answer:  # noqa: S310 - the mirror of this machine, or Debian
                 content = answer.read(package.size + 1)
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             problems.append(f"{site}: {error}")
             continue
         if len(content) == package.size:

@@ -24,7 +24,7 @@ from bot.image.eif import Eif
 from bot.image.kernel import Kernel, build_kernel
 from bot.image.lock import MOST_BYTES, BadLock, Lock, decode_lock_untrusted, encode_lock
 from bot.image.ramdisk import encode_ramdisk
-from bot.image.root import OWN, REPO, build_base, build_tree, own_files
+from bot.image.root import OWN, PACKAGES, REPO, build_base, build_tree, own_files
 from bot.image.tree import entries_of
 from bot.image.wheels import chosen_wheels, fetch_wheels
 
@@ -33,6 +33,7 @@ REQUIREMENTS, INIT = REPO / "build/requirements.lock", REPO / "build/image/init"
 MEMORY_BYTES, CPUS = 4 << 30, 2
 # The kernel unpacks it last; init looks for it.
 WHOLE = "rootfs/usr/share/enclaved/whole"
+LAYER_HAS, POLICY = "etc/enclaved/", f"{PACKAGES}/bot/release.json"
 _ROOM = Path(__file__).parent
 PACKER = "backports_zstd"
 
@@ -59,7 +60,7 @@ def renewed_lock(now: datetime, folder: Path) -> Lock:
         for package in found.chosen([contents.KERNEL], essential=False)
         if package.name.startswith("linux-image-6")
     ]
-    tools = found.chosen(contents.TOOLS, essential=True)
+    tools = [p for p in found.chosen(contents.TOOLS, essential=True) if p not in kernel]
     versions = {
         p.version for p in (*kernel, *tools) if p.name.startswith(("linux-image", "linux-source"))
     }
@@ -86,7 +87,8 @@ def ready_parts(lock: Lock) -> Parts:
 
     def make(build_what: str, folder: Path) -> None:
         debs, wheels = fetch_all(lock)
-        named = {p.name: deb for p, deb in zip(lock.packages, debs, strict=True)}
+        outside = (*lock.kernel, *lock.tools)
+        named = {p.name: deb for p, deb in zip(outside, debs[len(lock.root) :], strict=True)}
         if build_what == "base":
             build_base(lock, debs[: len(lock.root)], wheels, folder)
         else:
@@ -102,10 +104,12 @@ def root() -> Path:
 
 def ready_tree(base: Path) -> Path:
     """The whole root of this checkout, as a folder that must not be written to."""
+    # Read once: what is edited meanwhile must not get under this key.
+    own = {place: file.read_bytes() for file, place in own_files()}
     inputs = [base.name.encode()]
-    for file, place in own_files():
-        inputs += [place.encode(), file.read_bytes()]
-    return made("tree", key_of(inputs), partial(build_tree, base))
+    for place, content in own.items():
+        inputs += [place.encode(), content]
+    return made("tree", key_of(inputs), partial(build_tree, base, own))
 
 
 def build(lock: Lock, layer: Path, cmdline: str = contents.CMDLINE) -> Eif:
@@ -118,7 +122,7 @@ def build(lock: Lock, layer: Path, cmdline: str = contents.CMDLINE) -> Eif:
         kernel=kernel.image.read_bytes(),
         cmdline=cmdline.encode(),
         ramdisks=(
-            encode_ramdisk(first_entries(kernel, parts.base), lock.epoch_s, packed=False),
+            encode_ramdisk(first_entries(kernel, parts.base, cmdline), lock.epoch_s, packed=False),
             _packed_base(parts.base, lock),
             encode_ramdisk(own_entries(tree, layer), lock.epoch_s, packed=True),
         ),
@@ -137,10 +141,12 @@ def _check_packer(lock: Lock) -> None:
         )
 
 
-def first_entries(kernel: Kernel, base: Path) -> Iterator[Entry]:
+def first_entries(kernel: Kernel, base: Path, cmdline: str) -> Iterator[Entry]:
     """Ramdisk 1."""
     for name in ("bin", "dev", "modules", "proc", "sys"):
         yield Entry(name.encode(), stat.S_IFDIR | 0o755)
+    # Nothing that is measured tells where the kernel ends and its command line begins; init looks.
+    yield _file("cmdline", cmdline.encode())
     yield _file("init", INIT.read_bytes(), 0o755)
     yield _file("bin/busybox", (base / "usr/bin/busybox").read_bytes(), 0o755)
     for number, (name, content) in enumerate(kernel.modules(contents.MODULES)):
@@ -148,20 +154,30 @@ def first_entries(kernel: Kernel, base: Path) -> Iterator[Entry]:
 
 
 def own_entries(tree: Path, layer: Path) -> Iterable[Entry]:
-    """Ramdisk 3."""
+    """Ramdisk 3. Raises `BadCpio` for a layer that holds anything else than what is an operator's to choose."""
     found = {entry.path: entry for entry in entries_of(tree, "rootfs", _is_not_ours)}
     for entry in entries_of(layer, "rootfs"):
-        # Modes of a checkout are its owner's umask.
-        mode = 0o755 if stat.S_ISDIR(entry.mode) else 0o600
-        found[entry.path] = Entry(entry.path, stat.S_IFMT(entry.mode) | mode, entry.content)
-    for name in ("rootfs/usr/share", "rootfs/usr/share/enclaved"):
-        found[name.encode()] = Entry(name.encode(), stat.S_IFDIR | 0o755)
+        inside = entry.path.decode(errors="surrogateescape").removeprefix("rootfs/")
+        if stat.S_ISREG(entry.mode) and _is_operators(inside):
+            # Modes of a checkout are its owner's umask.
+            found[entry.path] = Entry(entry.path, stat.S_IFREG | 0o600, entry.content)
+        elif not stat.S_ISDIR(entry.mode):
+            raise BadCpio(
+                f"a layer has files in {LAYER_HAS}, and the release policy: not {inside}"
+            )
+    found |= {path: Entry(path, stat.S_IFDIR | 0o755) for path in _parents(found) - found.keys()}
     found[WHOLE.encode()] = _file(WHOLE, b"")
-    if max(found) != WHOLE.encode():
-        raise BadCpio(
-            f"a layer has nothing behind {WHOLE}: it tells that all before it was unpacked"
-        )
     return found.values()
+
+
+def _is_operators(path: str) -> bool:
+    is_hidden = any(part.startswith(".") for part in path.split("/"))
+    return (path.startswith(LAYER_HAS) and not is_hidden) or path == POLICY
+
+
+def _parents(paths: Iterable[bytes]) -> set[bytes]:
+    places = [path.split(b"/") for path in [*paths, WHOLE.encode()]]
+    return {b"/".join(parts[:end]) for parts in places for end in range(1, len(parts))}
 
 
 def _is_not_ours(path: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-KEPT = 2
+KEPT, IN_USE_S = 2, 3_600
 
 
 def cache() -> Path:
@@ -46,7 +46,9 @@ def _forget_others(place: Path, name: str, path: Path) -> None:
     others = [each for each in place.glob(f"{name}-*") if each != path]
     others.sort(key=lambda each: each.stat().st_mtime, reverse=True)
     for old in others[KEPT - 1 :]:
-        shutil.rmtree(old, ignore_errors=True)
+        # Somebody else may be reading it.
+        if path.stat().st_mtime - old.stat().st_mtime > IN_USE_S:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

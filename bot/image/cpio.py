@@ -4,6 +4,7 @@ One layout: paths in order, folders before what is in them, no hard links, one t
 bytes. Names are counted in bytes: by characters, one certificate authority's "ő" makes the kernel stop unpacking there.
 """
 
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from nips.errors import BadInput
 
 MAGIC, TRAILER = b"070701", b"TRAILER!!!"
-MOST_ENTRIES, MOST_PATH_BYTES = 200_000, 1_024
+MOST_ENTRIES, MOST_PATH_BYTES = 50_000, 1_024
+_LAST = (0, 0, 0, 0, 1, 0)
+_NUMBERS = re.compile(rb"(?:[0-9a-f]{8}){13}")
 _FIELDS = 13
 _HEAD = len(MAGIC) + 8 * _FIELDS
 _KINDS = frozenset([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK])
@@ -34,32 +37,46 @@ class Entry:
 
 def encode_cpio(entries: Iterable[Entry], time: int) -> Iterator[bytes]:
     """In pieces; ``time``: of all files, Unix seconds. Raises `BadCpio` for what would not be read again."""
+    if not 0 <= time < 1 << 32:
+        raise BadCpio("a time has 32 bits")
     before = b""
     for number, entry in enumerate(sorted(entries, key=lambda entry: entry.path), start=1):
         _check(entry, before)
         before = entry.path
-        yield _packed(
-            entry.path, (number, entry.mode, entry.uid, entry.gid, 1, time), entry.content
-        )
-    yield _packed(TRAILER, (0, 0, 0, 0, 1, 0), b"")
+        yield _one(number, entry, time)
+    yield _packed(TRAILER, _LAST, b"")
 
 
 def decode_cpio_untrusted(raw: bytes) -> tuple[Entry, ...]:
-    """Raises `BadCpio`."""
-    found, at, before = list[Entry](), 0, b""
+    """Raises `BadCpio` for whatever would not be written so: the kernel reads numbers, links and paths otherwise than we would, and
+    what it unpacks must be what is shown."""
+    found, at, before, time = list[Entry](), 0, b"", None
     while True:
-        fields, path, content, at = _unpacked(raw, at)
+        fields, path, content, after = _unpacked(raw, at)
         if path == TRAILER:
+            _must_be(raw[at:after], _packed(TRAILER, _LAST, b""))
             break
         entry = Entry(path, fields[1], content, fields[2], fields[3])
         _check(entry, before)
-        before = path
+        time = fields[5] if time is None else time
+        _must_be(raw[at:after], _one(len(found) + 1, entry, time))
+        before, at = path, after
         found.append(entry)
         if len(found) > MOST_ENTRIES:
             raise BadCpio(f"a ramdisk has more than {MOST_ENTRIES} entries")
-    if any(raw[at:]):
+    if any(raw[after:]):
         raise BadCpio("something follows the end of a ramdisk")
     return tuple(found)
+
+
+def _must_be(read: bytes, written: bytes) -> None:
+    if read != written:
+        raise BadCpio("an entry is not written as we write it")
+
+
+def _one(number: int, entry: Entry, time: int) -> bytes:
+    fields = (number, entry.mode, entry.uid, entry.gid, 1, time)
+    return _packed(entry.path, fields, entry.content)
 
 
 def _check(entry: Entry, before: bytes) -> None:
@@ -86,10 +103,9 @@ def _unpacked(raw: bytes, at: int) -> tuple[list[int], bytes, bytes, int]:
     head = raw[at : at + _HEAD]
     if len(head) != _HEAD or not head.startswith(MAGIC):
         raise BadCpio("a ramdisk is cut, or of another format")
-    try:
-        fields = [int(head[n : n + 8], 16) for n in range(len(MAGIC), _HEAD, 8)]
-    except ValueError:
-        raise BadCpio("a header has something else than hexadecimal digits") from None
+    if not _NUMBERS.fullmatch(head, len(MAGIC)):
+        raise BadCpio("a header has something else than hexadecimal digits")
+    fields = [int(head[n : n + 8], 16) for n in range(len(MAGIC), _HEAD, 8)]
     size, name_size = fields[6], fields[11]
     name_end = at + _HEAD + name_size
     begin = name_end + -(_HEAD + name_size) % 4

@@ -3,6 +3,7 @@
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from bot.image.cpio import Entry
 from bot.image.eif import Eif
@@ -27,25 +28,30 @@ def differences(one: Eif, other: Eif) -> Iterator[Difference]:
         ("kernel", one.kernel, other.kernel, (0, 1)),
         ("command line", one.cmdline, other.cmdline, (0, 1)),
         ("metadata", one.metadata, other.metadata, ()),
-        ("signature", one.signature, other.signature, ()),
+        ("signature", one.signature, other.signature, (8,)),
+        ("default memory", one.default_memory_bytes, other.default_memory_bytes, ()),
+        ("default CPUs", one.default_cpus, other.default_cpus, ()),
     ):
         if before != after:
             yield Difference(where, "changed", pcrs)
-    if len(one.ramdisks) != len(other.ramdisks):
-        told = f"{len(one.ramdisks)} before, {len(other.ramdisks)} now"
-        yield Difference("ramdisks", told, (0, 2))
-    for number, (before, after) in enumerate(zip(one.ramdisks, other.ramdisks, strict=False)):
+    pairs = zip_longest(one.ramdisks, other.ramdisks)
+    for number, (before, after) in enumerate(pairs):
         if before != after:
             yield from _in_ramdisk(number, before, after)
 
 
-def _in_ramdisk(number: int, before: bytes, after: bytes) -> Iterator[Difference]:
-    pcrs, found = (0, 1) if number == 0 else (0, 2), False
-    for path, what in file_differences(*map(decode_ramdisk_untrusted, (before, after))):
+def _in_ramdisk(number: int, before: bytes | None, after: bytes | None) -> Iterator[Difference]:
+    """None: there is none of that number."""
+    pcrs, where, found = (0, 1) if number == 0 else (0, 2), f"ramdisk {number + 1}", False
+    if before is None or after is None:
         found = True
-        yield Difference(f"ramdisk {number + 1}, {path}", what, pcrs)
+        yield Difference(where, "is new" if before is None else "is gone", pcrs)
+    files = (decode_ramdisk_untrusted(raw) if raw is not None else () for raw in (before, after))
+    for path, what in file_differences(*files):
+        found = True
+        yield Difference(f"{where}, {path}", what, pcrs)
     if not found:
-        yield Difference(f"ramdisk {number + 1}", "the same files, written otherwise", pcrs)
+        yield Difference(where, "the same files, written otherwise", pcrs)
 
 
 def file_differences(before: Iterable[Entry], after: Iterable[Entry]) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bot.image.eif import Eif
+from bot.image.eif import BadEif, Eif
 
 QEMU = ("qemu-system-x86_64",)
 _MHZ = re.compile(r"cpu MHz\s*: ([0-9.]+)")
@@ -22,8 +22,12 @@ def unpack(eif: Eif, folder: Path) -> None:
 def command(
     eif: Eif, folder: Path, memory_mib: int, vsock: Path | None = None, qemu: Sequence[str] = QEMU
 ) -> list[str]:
-    """Runs what `unpack` wrote. ``vsock``: the socket of a vhost-user backend. The console is the standard output."""
-    words = eif.cmdline.decode()
+    """Runs what `unpack` wrote. ``vsock``: the socket of a vhost-user backend. The console is the standard output.
+    Raises `BadEif`."""
+    try:
+        words = eif.cmdline.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise BadEif("the command line is not ASCII") from error
     # Under load the emulated clock fails to calibrate, and the boot hangs: it is told the rate.
     if rate := _MHZ.search(Path("/proc/cpuinfo").read_text()):
         words += f" tsc_early_khz={int(float(rate[1]) * 1000)}"

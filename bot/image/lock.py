@@ -16,6 +16,7 @@ MOST_BYTES, MOST_ENTRIES = 4 << 20, 5_000
 MOST_PACKAGE_BYTES = 1 << 30
 ARCHIVES = ("debian", "debian-security")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SUITE = re.compile(r"[a-z]{3,20}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,100}")
 _VERSION = re.compile(r"[A-Za-z0-9.+~:-]{1,100}")
 _PATH = re.compile(r"pool/(updates/)?main(/[A-Za-z0-9][A-Za-z0-9.+~_-]*){3}")
@@ -87,6 +88,13 @@ class Lock:
     kernel: tuple[Package, ...]
     tools: tuple[Package, ...]
     wheels: tuple[Wheel, ...]
+
+    def __post_init__(self) -> None:
+        _must(bool(_SUITE.fullmatch(self.suite)), "the suite")
+        _must(2020 <= self.time.year < 2100, "the time")
+        for entries in (self.root, (*self.kernel, *self.tools), self.wheels):
+            names = [entry.name for entry in entries]
+            _must(len(names) == len(set(names)), "a package that is named twice")
 
     @property
     def epoch_s(self) -> int:

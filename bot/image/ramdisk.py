@@ -10,7 +10,7 @@ from backports import zstd
 from bot.image.cpio import BadCpio, Entry, decode_cpio_untrusted, encode_cpio
 
 LEVEL = 12
-MOST_UNPACKED_BYTES = 2 << 30
+MOST_UNPACKED_BYTES = 1 << 30
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _PIECE = 1 << 20
 

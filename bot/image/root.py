@@ -9,7 +9,7 @@ import shutil
 import stat
 import subprocess
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,13 +64,13 @@ def build_base(lock: Lock, debs: Sequence[Path], wheels: Sequence[Path], base: P
     _settle(base, ["usr/local", "usr/share/enclaved", STDLIB])
 
 
-def build_tree(base: Path, tree: Path) -> None:
-    """The base and our own, into an empty folder. Raises `CannotBuild`, OSError."""
+def build_tree(base: Path, own: Mapping[str, bytes], tree: Path) -> None:
+    """The base and our own, by their places, into an empty folder. Raises `CannotBuild`, OSError."""
     said(["cp", "-a", "--reflink=auto", f"{base}/.", str(tree)])
-    for name, inside in own_files():
+    for inside, content in own.items():
         copy = tree / inside
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(name, copy)
+        copy.write_bytes(content)
     for place in _PROGRAMS.values():
         (tree / place).chmod(0o755)
     _compile(tree, [f"{PACKAGES}/{room}" for room in ROOMS])
@@ -84,7 +84,7 @@ def own_files() -> Iterator[tuple[Path, str]]:
     for room in ROOMS:
         for path in sorted((REPO / room).rglob("*")):
             inside = str(path.relative_to(REPO))
-            if _is_ours(inside) and path.is_file():
+            if _is_ours(inside) and path.is_file() and not path.is_symlink():
                 yield path, f"{PACKAGES}/{inside}"
 
 

@@ -75,6 +75,35 @@ def test_any_bytes(raw):
         decode_eif_untrusted(raw)
 
 
+@pytest.mark.parametrize("at", [0, 1, 4, 5, 7, 8, 9, 10, 12])
+@pytest.mark.parametrize(
+    "value", [b"0_000002", b"00000002", b"+0000002", b" 0000002", b"0000000A", b"00X00000"]
+)
+def test_a_number_that_the_kernel_reads_otherwise_or_that_means_a_hard_link_is_refused(at, value):
+    """Else what is shown is not what is unpacked."""
+    raw = bytearray(ramdisk())
+    begin = 6 + 8 * at
+    raw[begin : begin + 8] = value
+    with pytest.raises(BadCpio):
+        decode_cpio_untrusted(bytes(raw))
+
+
+@pytest.mark.parametrize("change", ["nlink", "time"])
+def test_a_second_entry_that_is_written_otherwise_is_refused(change):
+    raw = bytearray(ramdisk())
+    second = raw.index(b"070701", 6)
+    at = second + 6 + 8 * {"nlink": 4, "time": 5}[change]
+    raw[at : at + 8] = b"00000003"
+    with pytest.raises(BadCpio, match="as we write it"):
+        decode_cpio_untrusted(bytes(raw))
+
+
+def test_a_time_that_no_header_holds_is_refused():
+    for time in (-1, 1 << 32):
+        with pytest.raises(BadCpio, match="32 bits"):
+            list(encode_cpio(ENTRIES, time))
+
+
 def rewritten(raw, at, value):
     """With a field changed, and the checksum made to fit."""
     raw = raw[:at] + value + raw[at + len(value) :]

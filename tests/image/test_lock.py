@@ -37,7 +37,8 @@ BASH = Package(
     "ab" * 32,
 )
 WHEEL = Wheel("trio-0.35.0-py3-none-any.whl", "cd" * 32)
-LOCK = Lock(datetime(2026, 11, 27, tzinfo=UTC), "trixie", (BASH,), (BASH,), (BASH,), (WHEEL,))
+KERNEL = replace(BASH, name="linux-image-6.12")
+LOCK = Lock(datetime(2026, 11, 27, tzinfo=UTC), "trixie", (BASH,), (KERNEL,), (BASH,), (WHEEL,))
 ENTRIES = [
     Entry(b"a", stat.S_IFDIR | 0o755),
     Entry(b"a/b", stat.S_IFREG | 0o644, bytes(range(256)) * 99),
@@ -91,6 +92,9 @@ def test_a_lock_that_we_would_not_write_is_refused(field, value):
     lambda t: t.pop("root"), lambda t: t.update(more=[]), lambda t: t.update(time="yesterday"), lambda t: t.update(root=[]),
     lambda t: t.update(wheels=[{"file": "x.tar.gz", "sha256": "ab" * 32}]), lambda t: t["root"][0].pop("size"),
     lambda t: t["root"][0].update(more=1), lambda t: t.update(root=[[]]), lambda t: t.update(root={}), lambda t: t.update(time=1),
+    lambda t: t.update(suite="../x"), lambda t: t.update(suite="trixie main\ndeb http://127.0.0.1 x"), lambda t: t.update(suite="--setup-hook=id"),
+    lambda t: t.update(time="9999-01-01T00:00:00Z"), lambda t: t["root"].append(t["root"][0]), lambda t: t["tools"].append(t["kernel"][0]),
+    lambda t: t["wheels"].append(t["wheels"][0]),
 ])  # fmt: skip
 def test_a_lock_of_another_shape_is_refused(change):
     told = json.loads(encode_lock(LOCK))

@@ -178,10 +178,39 @@ def test_one_changed_byte_changes_the_register_it_should_and_the_file_is_named(
     assert "ramdisk 1, init: content" in capsys.readouterr().out
 
 
-def test_a_layer_cannot_hide_that_the_root_is_not_whole(eif, tmp_path):
-    (tmp_path / "var").mkdir()
-    with pytest.raises(build.BadCpio, match="nothing behind"):
-        build.own_entries(build.root(), tmp_path)
+@pytest.mark.parametrize("path", [
+    "bin/tool", "usr/local/sbin/enclave.sh", f"{PACKAGES}/bot/__main__.py", "etc/passwd", "etc/enclaved/.git/config", "zzz",
+])  # fmt: skip
+def test_a_layer_holds_what_is_an_operators_to_choose_and_nothing_else(tree, tmp_path, path):
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).touch()
+    with pytest.raises(build.BadCpio, match="a layer has files in"):
+        build.own_entries(tree, tmp_path)
+    (tmp_path / path).unlink()
+    (tmp_path / "etc/enclaved").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "etc/enclaved/link").symlink_to("/etc/shadow")
+    with pytest.raises(build.BadCpio, match="a layer has files in"):
+        build.own_entries(tree, tmp_path)
+
+
+def test_what_is_edited_while_a_tree_is_made_is_not_in_it(tree, tmp_path, monkeypatch):
+    """Its key is of what was read."""
+    base = build.ready_parts(build.read_lock()).base
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file, place = next(
+        (file, place) for file, place in own_files() if place.endswith("bot/clock.py")
+    )
+    copy = tmp_path / "clock.py"
+    copy.write_bytes(file.read_bytes())
+    monkeypatch.setattr(build, "own_files", lambda: iter([(copy, place)]))
+    real = build.build_tree
+
+    def edited(*args):
+        copy.write_text("evil")
+        real(*args)
+
+    monkeypatch.setattr(build, "build_tree", edited)
+    assert file.read_bytes() == (build.ready_tree(base) / place).read_bytes()
 
 
 @pytest.mark.xdist_group("dockerd")

@@ -78,6 +78,9 @@ class Emulated(Booted):
         command = emulate.command(
             self.eif, self.folder, MEMORY_MIB, self.folder / "vhost.sock", qemu()
         )
+        self.start(command)
+
+    def start(self, command):
         self._process = self._spawn(command, "console.log")
 
     def _start_backend(self):

@@ -3,15 +3,19 @@
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 
 import pytest
 import trio
 
 from bot.devstack.sample import build_image
+from bot.image import build, emulate
 from bot.image.pcrs import pcrs_of
 from nips.nip19 import npub
 from tests.system.test_life import _begun, _counted, living
+from tests.system.test_whole_stack import needs_root
 from tests.vm.emulated import Emulated, EmulatedEnclave
+from tests.vm.machine import qemu
 
 pytestmark = [
     pytest.mark.xdist_group("vm"),
@@ -56,6 +60,28 @@ async def test_the_finished_image_does_the_whole_job_and_comes_back(record_prope
         "figure",
         f"the finished image, emulated: deployed in {deployed_s:.0f} s, power on to ready and restored {back_s:.0f} s; boots that hung and were tried again: {hung}",
     )
+
+
+@pytest.mark.parametrize(("cut", "says"), [
+    (0, "the hardware random generator is not nsm-hwrng"), (9, "the command line is not that of this image"),
+], ids=["as it ships", "bytes moved from the command line to the kernel"])  # fmt: skip
+async def test_what_ships_does_not_go_on_where_nothing_attests_it(tmp_path, cut, says):
+    """What is measured of a moved byte is the same; it is init that looks."""
+    needs_root()
+    eif = await trio.to_thread.run_sync(build.build, build.read_lock(), build.LAYER)
+    moved = replace(eif, kernel=eif.kernel + eif.cmdline[:cut], cmdline=eif.cmdline[cut:])
+    assert pcrs_of(eif) == pcrs_of(moved)
+    emulate.unpack(moved, tmp_path)
+    machine = Emulated(tmp_path / "machine", tmp_path)
+    with trio.fail_after(150):
+        machine.start(emulate.command(moved, tmp_path, 2_048, qemu=qemu()))
+        try:
+            while machine.is_on:
+                await trio.sleep(0.3)
+        finally:
+            machine.cut_power()
+    assert says in machine.console
+    assert ("init: starting" in machine.console) is (cut == 0)
 
 
 def verify(on):

@@ -11,7 +11,6 @@ from bot.image import build, oci
 from bot.image.eif import Eif, encode_eif
 from bot.image.lock import Lock, encode_lock, lock_differences
 from bot.image.pcrs import pcrs_of
-from bot.image.root import CannotBuild
 from bot.terminal import say, say_json, tell
 from bot.tools.images.look import LARGEST, files_of
 
@@ -78,10 +77,10 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _write_root(eif: Eif, lock: Lock, folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()) and not (folder / "root.tar").exists():
-        raise CannotBuild(f"{folder} holds something else, and would be emptied: name another one")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Of an earlier build; whatever else lies there stays.
+    shutil.rmtree(folder / "oci", ignore_errors=True)
+    (folder / "root.tar").unlink(missing_ok=True)
     oci.write_tar(oci.root_entries(eif), lock.epoch_s, folder / "root.tar")
     digest = oci.write_layout(folder / "root.tar", lock.epoch_s, folder / "oci")
     tell(f"{folder}/root.tar, {folder}/oci: {digest}")

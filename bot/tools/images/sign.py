@@ -100,7 +100,9 @@ def _sign_release(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """What `enclaved verify` checks, and that it is this very build."""
+    """What `enclaved verify` checks, and that it is this very build, now."""
+    if options.offline or options.at is not None:
+        raise BadEif("whether an instance runs this build, only a fresh document of its own shows")
     for index, pcr in pcrs_of(build.build(build.read_lock(), options.layer)).items():
         name = f"expect_pcr{index}"
         if (given := getattr(options, name)) not in (None, pcr.hex()):
