@@ -117,7 +117,7 @@ def test_errors_are_one_safe_line(call, capsys, error):
 
 def test_arguments_that_people_paste(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["call", "--relay", "x", "--to", "x", "--key", "x", "ping", "--no", EVIL])
+        cli.main(["key", "x", EVIL])
     assert is_safe(capsys.readouterr().err)
     assert 2 == cli.main(["verify", EVIL])
     err = capsys.readouterr().err
