@@ -197,12 +197,15 @@ def test_what_is_edited_while_a_tree_is_made_is_not_in_it(tree, tmp_path, monkey
     """Its key is of what was read."""
     base = build.ready_parts(build.read_lock()).base
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    file, place = next(
-        (file, place) for file, place in own_files() if place.endswith("bot/clock.py")
-    )
+    files = {place: file for file, place in own_files()}
+    place = f"{PACKAGES}/bot/clock.py"
+    file = files[place]
     copy = tmp_path / "clock.py"
     copy.write_bytes(file.read_bytes())
-    monkeypatch.setattr(build, "own_files", lambda: iter([(copy, place)]))
+    files[place] = copy
+    monkeypatch.setattr(
+        build, "own_files", lambda: ((file, place) for place, file in files.items())
+    )
     real = build.build_tree
 
     def edited(*args):
