@@ -6,7 +6,6 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_network
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -256,8 +255,7 @@ def _read_address(link: str, found: object) -> Address:
 def _read_route(ip: IPRoute, family: int, found: object, table: int) -> Route:
     get = found.get  # type: ignore[attr-defined]
     anywhere = "0.0.0.0" if family == socket.AF_INET else "::"  # noqa: S104 - a destination
-    # Netlink and we may write one address in two ways (::ffff:0.0.0.0).
-    destination = str(ip_network(f"{get('dst') or anywhere}/{get('dst_len')}"))
+    destination = f"{get('dst') or anywhere}/{get('dst_len')}"
     if get("type") == _PROHIBIT:
         return Route(destination, None, None, table)
     link = ip.link("get", index=get("oif"))[0].get("ifname")

@@ -64,6 +64,11 @@ class Route:
     source: str | None = None
     table: int = TABLE
 
+    def __post_init__(self) -> None:
+        # Netlink, we and Python before and after 3.13 write one network in several ways (::ffff:0:0/96, ::ffff:0.0.0.0/96);
+        # whoever compares must see one.
+        object.__setattr__(self, "destination", str(ip_network(self.destination)))
+
 
 @dataclass(frozen=True)
 class Rule:

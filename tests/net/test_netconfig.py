@@ -294,3 +294,11 @@ def test_the_uplink_is_found_by_the_default_route(tmp_path):
         assert linux.find_uplink(None) == linux.find_uplink("eth0") == UPLINK
         with pytest.raises(CannotApply, match="no interface eth7"):
             linux.find_uplink("eth7")
+
+
+def test_a_network_is_one_network_however_it_is_written():
+    """Python 3.13, which the image has, writes it otherwise than 3.11: what was applied once would not be known again."""
+    route = netconfig.Route
+    assert route("::ffff:0:0/96", None) == route("::ffff:0.0.0.0/96", None)
+    assert route("64:ff9b::/96", None) == route("64:ff9b:0:0::/96", None)
+    assert route("64:ff9b::/96", None) != route("::ffff:0:0/96", None)
