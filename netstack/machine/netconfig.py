@@ -7,8 +7,8 @@ MTU: that of the parent's uplink, at most 1500. With offloads one read moves 64 
 a larger one gains nothing here, and 1500 is what the internet carries without "packet too big".
 """
 
-from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from netstack.machine.firewall import Firewall
 from netstack.machine.iptables import iptables_nfqueue_text, iptables_text
@@ -59,15 +59,16 @@ class Address:
 class Route:
     """``link`` None: whoever tries is told at once that it is prohibited."""
 
-    destination: str
+    # Netlink, we, and Python before and after 3.13 write one network in several ways (::ffff:0:0/96, ::ffff:0.0.0.0/96): what is
+    # compared is the network.
+    destination: str = field(compare=False)
     link: str | None
     source: str | None = None
     table: int = TABLE
+    network: IPv4Network | IPv6Network = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Netlink, we and Python before and after 3.13 write one network in several ways (::ffff:0:0/96, ::ffff:0.0.0.0/96);
-        # whoever compares must see one.
-        object.__setattr__(self, "destination", str(ip_network(self.destination)))
+        object.__setattr__(self, "network", ip_network(self.destination))
 
 
 @dataclass(frozen=True)
