@@ -49,9 +49,7 @@ class Ground:
 @asynccontextmanager
 async def ground(say: Say, *, dockerd_may_pull: bool = False) -> AsyncIterator[Ground]:
     """Docker and registry. Leaves nothing behind, also after an earlier run that could not clean up."""
-    remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix="e", dir=BASE))
-    remember_owner(folder)
+    folder = own_folder()
     place = choose_place(folder)
     supervisor = Supervisor(folder)
     pulls_from = _registry_host(place) if dockerd_may_pull else None
@@ -91,14 +89,21 @@ async def _start_registry(
     await supervisor.start(nursery, ready)
 
 
-def remember_owner(folder: Path) -> None:
-    (folder / "owner").write_text(str(os.getpid()))
-
-
-def remove_leftovers() -> None:
-    """Folders of runs whose process is gone: their namespaces went with it, their files did not."""
+def own_folder() -> Path:
+    """A new one, which says whose it is from the moment that others see it; what runs that are gone left behind is removed."""
     BASE.mkdir(exist_ok=True, mode=0o711)
+    _remove_leftovers()
+    new = Path(tempfile.mkdtemp(prefix="new", dir=BASE))
+    (new / "owner").write_text(str(os.getpid()))
+    return new.rename(BASE / new.name.replace("new", "e", 1))
+
+
+def _remove_leftovers() -> None:
+    """Of runs whose process is gone: their namespaces went with it, their files did not."""
     for folder in BASE.glob("e*"):
-        owner = folder / "owner"
-        if not owner.exists() or not Path(f"/proc/{owner.read_text()}").exists():
+        try:
+            owner = (folder / "owner").read_text()
+        except OSError:
+            owner = "nobody"
+        if not Path(f"/proc/{owner}").exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,6 @@ import json
 import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from bot.devstack.enclave import (
     in_repo,
 )
 from bot.devstack.engine import EnginePlace
-from bot.devstack.ground import BASE, Ground, Say, remember_owner, remove_leftovers
+from bot.devstack.ground import Ground, Say, own_folder
 from bot.devstack.image import People
 from bot.devstack.sample import Image
 from bot.devstack.spaces import Booted, Space, join, run
@@ -196,9 +195,7 @@ async def whole_stack(
     stands for the machine."""
     say("building the enclave's root from the lock (some minutes the first time)")
     image = await trio.to_thread.run_sync(build.root)
-    remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix="e", dir=BASE))
-    remember_owner(folder)
+    folder = own_folder()
     net = Net(_free_number())
     supervisor = Supervisor(folder)
     machine = machine_of(folder / "enclave", image)
