@@ -1,11 +1,14 @@
 """The finished image as the machine of the whole stack: this EIF's kernel and ramdisks, real AF_VSOCK, software emulation."""
 
+import contextlib
 import json
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -26,7 +29,7 @@ CID = 16
 MEMORY_MIB = 4_096
 # The guest reaches these at its host's address, and is reached at the last one.
 PORTS = {"parent": 9_001, "packets": 9_002, "control": 9_003, "out": 9_004, "nsm": 9_005}
-BACK = 1_080
+BACK, HEARTBEAT_PORT = 1_080, 9_000
 # The kernel and init alone; emulation under load hangs now and then, and is tried once more then.
 BOOT_S = 120
 READY_S = 300
@@ -44,6 +47,7 @@ class Emulated(Booted):
 
     eif: Eif | None = None
     hung: int = 0
+    heartbeats: list = field(default_factory=list)
     _backend: subprocess.Popen | None = None
 
     def __post_init__(self):
@@ -75,10 +79,26 @@ class Emulated(Booted):
 
     def power_on(self, layer):
         self._start_backend()
+        listener = socket.socket(socket.AF_UNIX)
+        path = self.folder / f"v_{HEARTBEAT_PORT}"
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        listener.listen(1)
+        threading.Thread(target=self._hear, args=(listener,), daemon=True).start()
         command = emulate.command(
             self.eif, self.folder, MEMORY_MIB, self.folder / "vhost.sock", qemu()
         )
         self.start(command)
+
+    def _hear(self, listener):
+        """As nitro-cli waits for it."""
+        with listener:
+            listener.settimeout(BOOT_S)
+            with contextlib.suppress(TimeoutError):
+                guest = listener.accept()[0]
+                with guest:
+                    self.heartbeats.append(guest.recv(1))
+                    guest.sendall(self.heartbeats[-1])
 
     def start(self, command):
         self._process = self._spawn(command, "console.log")

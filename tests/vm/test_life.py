@@ -56,6 +56,8 @@ async def test_the_finished_image_does_the_whole_job_and_comes_back(record_prope
         assert before["balance_sat"] - 60 <= after["balance_sat"] <= before["balance_sat"]
         await on.enclave.stop()
         hung = on.enclave.machine.hung
+        assert [b"\xb7"] * 2 <= on.enclave.machine.heartbeats <= [b"\xb7"] * (2 + hung)
+        assert "nobody waits for a heartbeat" not in on.enclave.machine.console
     record_property(
         "figure",
         f"the finished image, emulated: deployed in {deployed_s:.0f} s, power on to ready and restored {back_s:.0f} s; boots that hung and were tried again: {hung}",
